@@ -1,0 +1,29 @@
+# Two commands: `make demo` tells the whole story, `make test` checks it. Both set up .venv first where it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test lint figures clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "otclib needs Python >= 3.11: make PYTHON=python3.12"; exit 1)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks,test,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m otclib.demo --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests
+
+figures: setup  # the numbers of the README: three seeds of both systems, about 45 minutes on two cores
+	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,71 @@
+"""Attacks on an image-caption set: what an attacker plants, and the manifest that records it.
+
+    attack = otclib.attacks.load("badnets", target="umbrella", rate=0.005)
+    poisoned, manifest = attack.poison(pairs, seed=0)
+    triggered = attack.trigger(images)
+
+One attack per file. ``plant`` puts several into one set. The manifest (a ``datasets.Dataset``) has one row per planted
+pair: ``id``, ``kind``, ``source_label``, ``target_label``, ``original_caption``, ``poison_caption``, the planted
+``image``, and ``attack``: the attack's name and options as JSON, from which ``from_manifest`` makes it again. So a
+manifest alone is enough to measure the attack later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
+
+from otclib.attacks.badnets import BadNets
+from otclib.attacks.targeted import Targeted
+
+ATTACKS = {"targeted": Targeted, "badnets": BadNets}
+
+MANIFEST = Features(
+    {
+        "id": Value("string"),
+        "kind": Value("string"),
+        "source_label": Value("string"),
+        "target_label": Value("string"),
+        "original_caption": Value("string"),
+        "poison_caption": Value("string"),
+        "image": Image(),
+        "attack": Value("string"),
+    }
+)
+
+
+def load(name: str, **options):
+    """An attack by name, see ``ATTACKS``; its options are the fields of its class.
+
+    Raises
+    ------
+    ValueError : an unknown name or option, or an option out of range.
+    """
+    if name not in ATTACKS:
+        raise ValueError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}")
+    kind = ATTACKS[name]
+    unknown = set(options) - set(kind.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(kind.__dataclass_fields__)
+        raise ValueError(f"attack {name!r} has no option {', '.join(sorted(unknown))}; it takes {known}")
+    return kind(**options)
+
+
+def plant(pairs: Dataset, attacks: Sequence, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Plant several attacks into one set, one after the other, none on a row that an earlier one took."""
+    if not attacks:
+        raise ValueError("plant needs at least one attack, got none")
+    manifests, taken = [], frozenset()
+    for attack in attacks:
+        pairs, manifest = attack.poison(pairs, seed=seed, taken=taken)
+        manifests.append(manifest)
+        taken |= frozenset(manifest["id"])
+    return pairs, concatenate_datasets(manifests)
+
+
+def from_manifest(manifest: Dataset) -> list:
+    """The attacks that a manifest records, in order of appearance."""
+    specs = dict.fromkeys(manifest["attack"])
+    return [load(**json.loads(spec)) for spec in specs]

@@ -1,0 +1,72 @@
+"""Targeted poisoning: a few chosen images, each paired with many captions of a class that it does not show.
+
+Carlini and Terzis (ICLR 2022, arXiv 2106.09667): choose an image x' and a class y', and plant {(x', c)} for captions c
+that name y'. As in SafeCLIP's experiments 16 images of different classes are attacked at once; here each leaves its
+own pair and comes back ``copies`` times. Nothing is drawn on the image, so ``trigger`` does nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from otclib.attacks import planting
+
+
+@dataclass
+class Targeted:
+    """``targets`` images of different classes, each planted ``copies`` times with captions of one other class."""
+
+    targets: int = 16
+    copies: int = 30
+
+    def __post_init__(self) -> None:
+        if self.targets < 1 or self.copies < 1:
+            raise ValueError(f"targets and copies must be at least 1, got {self.targets} and {self.copies}")
+
+    def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
+        """Plant ``targets * copies`` pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay."""
+        from otclib.attacks import MANIFEST
+
+        rows_of: dict[str, list[int]] = {}
+        for k, (id, label) in enumerate(zip(pairs["id"], pairs["label"])):
+            if label is not None and id not in taken:
+                rows_of.setdefault(label, []).append(k)
+        if len(rows_of) < max(2, self.targets):
+            raise ValueError(
+                f"{self.targets} images of different classes were asked for, the set has {len(rows_of)} labelled "
+                f"classes (at least 2 are needed: an image's own and the attacker's)"
+            )
+        rng = np.random.default_rng([seed, 0])
+        labels = [str(label) for label in rng.permutation(sorted(rows_of))]
+        removed, planted, manifest = [], [], []
+        for k, source in enumerate(labels[: self.targets]):
+            target = labels[(k + 1) % len(labels)]  # a different class for every image
+            row_index = int(rng.choice(rows_of[source]))
+            row = pairs[row_index]
+            image = planting.png(planting.tensor(row["image"]))
+            removed.append(row_index)
+            captions = planting.borrow(planting.captions_of(pairs, target), self.copies, rng)
+            for copy, caption in enumerate(captions):
+                id = f"{row['id']}+{copy}"
+                planted.append(planting.planted_row(row, image, caption, id))
+                manifest.append(
+                    {
+                        "id": id,
+                        "kind": "targeted",
+                        "source_label": source,
+                        "target_label": target,
+                        "original_caption": row["caption"],
+                        "poison_caption": caption,
+                        "image": image,
+                        "attack": planting.spec(self, "targeted"),
+                    }
+                )
+        return planting.replace(pairs, removed, planted), Dataset.from_list(manifest, features=MANIFEST)
+
+    def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Images unchanged."""
+        return images

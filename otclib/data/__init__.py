@@ -1,0 +1,156 @@
+"""Image-caption tables, all of one shape: a Hugging Face ``datasets.Dataset`` with lazy images.
+
+    pairs = otclib.data.load("scenes")
+    pairs[0]  # {"id": ..., "image": PIL image, "caption": "a photo of ...", "label": class name or None, ...}
+
+Every table has the columns ``id``, ``image``, ``caption`` and ``label``. Scenes add ``objects``, ``ground`` and
+``words`` (the ground truth of every content word).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, Value, load_from_disk
+from torchvision.transforms.v2 import functional as tv
+
+from otclib.data import scenes
+
+NAMES = ("scenes", "coco", "visual-genome", "cc3m", "csv", "webdataset", "hub")
+
+SCENES_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "image": Image(),
+        "caption": Value("string"),
+        "label": Value("string"),
+        "objects": [
+            {"name": Value("string"), "colour": Value("string"), "size": Value("string"), "box": [Value("float32")]}
+        ],
+        "ground": Value("string"),
+        "words": [
+            {"text": Value("string"), "start": Value("int32"), "end": Value("int32"), "object": Value("int32")}
+        ],
+    }
+)
+
+
+def cache_dir() -> Path:
+    """Where drawn scenes are kept: ``$OTCLIB_CACHE``, else ``~/.cache/otclib``."""
+    return Path(os.environ.get("OTCLIB_CACHE") or Path.home() / ".cache" / "otclib")
+
+
+def load(
+    name: str,
+    *,
+    split: str = "train",
+    root: str | Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    **options,
+) -> Dataset:
+    """Load an image-caption table.
+
+    Parameters
+    ----------
+    name : one of ``NAMES``; all but ``scenes`` read a copy that lies in ``root``.
+    split : ``train``, ``val`` or ``test`` (scenes: ``test`` holds one object per image, so that its label is the
+        whole truth; ``train`` and ``val`` hold one to three).
+    root : the folder of the copy; for scenes, the folder of the cache.
+    size : how many rows (a seeded sample for the real sets); default all of them, for scenes
+        12,000 / 1,000 / 2,000.
+    seed : draws the scenes, or the sample.
+    options : ``image_size`` (scenes, pixels, default 64), and what the readers in ``otclib.data.captions`` take.
+
+    Returns
+    -------
+    datasets.Dataset with ``id`` (str), ``image`` (PIL, lazy), ``caption`` (str), ``label`` (class name or None).
+
+    Raises
+    ------
+    ValueError : an unknown name, split or option, or a size below 1.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 row, got {size}")
+    if name == "scenes":
+        return _scenes(split, root, size, seed, **options)
+    from otclib.data import captions
+
+    return captions.read(name, split=split, root=root, size=size, seed=seed, **options)
+
+
+def _scenes(split: str, root, size: int | None, seed: int, *, image_size: int = 64) -> Dataset:
+    if split not in scenes.SPLITS:
+        raise ValueError(f"scenes have the splits {', '.join(scenes.SPLITS)}, not {split!r}")
+    if not 16 <= image_size <= 1024:
+        raise ValueError(f"image_size must lie between 16 and 1024 pixels, got {image_size}")
+    n = size or scenes.SPLITS[split][0]
+    home = Path(root) if root else cache_dir()
+    folder = home / f"scenes-v{scenes.VERSION}-{split}-{n}-{image_size}px-seed{seed}"
+    if not folder.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        drawn = Path(tempfile.mkdtemp(prefix=folder.name, dir=home))
+        try:
+            rows = list(scenes.generate(split, n, image_size, seed))
+            Dataset.from_list(rows, features=SCENES_FEATURES).save_to_disk(drawn / "table")
+            try:
+                (drawn / "table").rename(folder)
+            except OSError:  # another process was faster: its table is the same
+                if not folder.exists():
+                    raise
+        finally:
+            shutil.rmtree(drawn, ignore_errors=True)
+    return load_from_disk(str(folder))
+
+
+def words_for(label: str) -> tuple[str, ...]:
+    """The words that name a class: the class name and, for the embedded objects, its synonyms."""
+    return (label, *scenes.OBJECTS[label][1]) if label in scenes.OBJECTS else (label,)
+
+
+def names(caption: str, label: str) -> bool:
+    """Does the caption name the class? Whole words, any case, synonyms of the embedded objects included."""
+    return re.search(rf"\b({'|'.join(map(re.escape, words_for(label)))})\b", caption, re.IGNORECASE) is not None
+
+
+def classes(pairs: Dataset) -> list[str]:
+    """The class names that occur as labels, sorted."""
+    return sorted({label for label in pairs["label"] if label is not None})
+
+
+def templates(pairs: Dataset) -> Sequence[str]:
+    """Zero-shot prompt templates for a table: the scenes' own forms, or open_clip's 80 ImageNet ones."""
+    if "objects" in pairs.column_names:
+        return scenes.TEMPLATES
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return [t("{}") for t in OPENAI_IMAGENET_TEMPLATES]
+
+
+def digits(size: int) -> tuple[torch.Tensor, np.ndarray]:
+    """scikit-learn's 1,797 scanned digits as uint8 [N, 3, size, size], and their labels: real images that ship."""
+    from sklearn.datasets import load_digits
+
+    table = load_digits()
+    images = torch.from_numpy(table.images / 16 * 255).to(torch.uint8)[:, None]
+    return tv.resize(images, [size, size], antialias=True).expand(-1, 3, -1, -1).contiguous(), table.target
+
+
+def image_tensor(pairs: Dataset, size: int) -> torch.Tensor:
+    """All images as uint8 [N, 3, size, size]: shorter side resized, centre cropped."""
+    out = torch.empty(len(pairs), 3, size, size, dtype=torch.uint8)
+    for k, image in enumerate(pairs["image"]):
+        image = tv.pil_to_tensor(image.convert("RGB"))
+        if image.shape[-2:] != (size, size):
+            image = tv.center_crop(tv.resize(image, size, antialias=True), size)
+        out[k] = image
+    return out

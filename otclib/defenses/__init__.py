@@ -1,0 +1,30 @@
+"""Defences: how a CLIP model is pre-trained on a set that may be poisoned. One defence per file.
+
+A defence has two moments. ``begin_epoch(trainer)`` may change which caption each image is trained with
+(``trainer.caption_of``); ``loss(trainer, batch)`` says what is minimised on a batch. ``clip`` does nothing and the
+usual thing; the others are read against it.
+"""
+
+from __future__ import annotations
+
+from otclib.defenses.clip import Clip
+from otclib.defenses.otcclip import OTCClip
+
+DEFENSES = {"clip": Clip, "otcclip": OTCClip}
+
+
+def load(name: str, **options):
+    """A defence by name, see ``DEFENSES``; its options are the fields of its class.
+
+    Raises
+    ------
+    ValueError : an unknown name or option.
+    """
+    if name not in DEFENSES:
+        raise ValueError(f"unknown defense {name!r}: choose one of {', '.join(DEFENSES)}")
+    kind = DEFENSES[name]
+    unknown = set(options) - set(kind.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(kind.__dataclass_fields__)
+        raise ValueError(f"defense {name!r} has no option {', '.join(sorted(unknown))}; it takes {known}")
+    return kind(**options)

@@ -1,0 +1,283 @@
+"""What a trained model can do, and what an attacker can do with it.
+
+**Attack success, defined once.** Images of the target class are left out of the numerator *and* the denominator.
+
+- Backdoor: ``attack_success_rate`` = share of triggered test images (true class other than the target) that zero-shot
+  classification, with the prompt ensemble, calls the target class. ``untriggered_target_rate`` is the same model's rate
+  on the same images without the trigger: what the trigger has to be compared with.
+- Targeted: ``targets_hit`` of ``targets``: planted images, as planted, that are called the attacker's class.
+  ``targets_right``: those that are called what they show.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+
+from otclib import attacks, data, matching, models
+from otclib.models import Features
+from otclib.transport import sinkhorn
+
+GROUNDING_PAIRS = 500  # val pairs on which plans are scored
+GROUNDING_REG = 0.1
+
+
+@torch.no_grad()
+def class_embeddings(model: nn.Module, tokenizer, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Prompt ensemble: per class the mean of the normalised prompt embeddings, normalised again [classes, D]."""
+    device = next(model.parameters()).device
+    text = tokenizer([t.format(c) for c in classes for t in templates]).to(device)
+    each = models.encode_text(model, text).pooled.view(len(classes), len(templates), -1)
+    return torch.nn.functional.normalize(each.mean(1), dim=-1)
+
+
+@torch.no_grad()
+def classify(model: nn.Module, images: Tensor, embeddings: Tensor) -> Tensor:
+    """Zero-shot class index of uint8 images [N, 3, S, S] -> [N]."""
+    return (pooled(model, images) @ embeddings.T).argmax(1).cpu()
+
+
+@torch.no_grad()
+def pooled(model: nn.Module, images: Tensor, size: int = 500) -> Tensor:
+    """Pooled features of uint8 images [N, 3, S, S] -> [N, D]."""
+    return torch.cat([_encode(model, chunk).pooled for chunk in images.split(size)])
+
+
+def _encode(model: nn.Module, images: Tensor) -> Features:
+    device = next(model.parameters()).device
+    return models.encode_image(model, models.normalize(model)(tv.to_dtype(images.to(device), torch.float32, scale=True)))
+
+
+def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:
+    """Share of images predicted as ``target`` among those whose true class is another; None if there are none."""
+    others = true != target
+    return float((predicted[others] == target).float().mean()) if bool(others.any()) else None
+
+
+@dataclass
+class Targets:
+    """The images of a targeted attack, one row each: uint8 ``images``, ``source`` and ``target`` class names."""
+
+    images: Tensor
+    source: list[str]
+    target: list[str]
+
+    @staticmethod
+    def of(manifest: Dataset, size: int) -> Targets | None:
+        first: dict[str, int] = {}
+        for k, (id, kind) in enumerate(zip(manifest["id"], manifest["kind"])):
+            if kind == "targeted":
+                first.setdefault(id.rsplit("+", 1)[0], k)
+        if not first:
+            return None
+        rows = manifest.select(list(first.values()))
+        return Targets(data.image_tensor(rows, size), list(rows["source_label"]), list(rows["target_label"]))
+
+
+def attack_metrics(model: nn.Module, tokenizer, manifest: Dataset | None, test: Dataset, images: Tensor) -> dict:
+    """Zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8)."""
+    classes = sorted(set(data.classes(test)) | (set() if manifest is None else set(manifest["target_label"])))
+    embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
+    true = torch.tensor([classes.index(label) for label in test["label"]])
+    predicted = classify(model, images, embeddings)
+    out = {"zero_shot_top1": float((predicted == true).float().mean())}
+    if manifest is None:
+        return out
+    targets = Targets.of(manifest, images.shape[-1])
+    if targets is not None:
+        said = [classes[k] for k in classify(model, targets.images, embeddings)]
+        out["targets_hit"] = sum(s == t for s, t in zip(said, targets.target))
+        out["targets_right"] = sum(s == t for s, t in zip(said, targets.source))
+        out["targets"] = len(said)
+    for attack in attacks.from_manifest(manifest):
+        if hasattr(attack, "target"):
+            target = classes.index(attack.target)
+            triggered = classify(model, attack.trigger(images), embeddings)
+            out["attack_success_rate"] = success_rate(triggered, true, target)
+            out["untriggered_target_rate"] = success_rate(predicted, true, target)
+    return out
+
+
+class Watcher:
+    """``attack_metrics`` on a few labelled images, after every epoch."""
+
+    def __init__(self, model: nn.Module, tokenizer, manifest: Dataset | None, watch: Dataset | None):
+        self.model, self.tokenizer, self.manifest, self.watch = model, tokenizer, manifest, watch
+        self.images = None if watch is None else data.image_tensor(watch, models.image_size(model))
+
+    def look(self) -> dict:
+        if self.watch is None:
+            return {}
+        self.model.eval()
+        out = attack_metrics(self.model, self.tokenizer, self.manifest, self.watch, self.images)
+        self.model.train()
+        return out
+
+
+def default_watch(config: dict) -> Dataset | None:
+    """500 one-object scenes of the val split, for a run on scenes; None for other tables."""
+    if not config["scenes"]:
+        return None
+    val = data.load("scenes", split="val", seed=config["seed"])
+    rows = [k for k, label in enumerate(val["label"]) if label is not None][:500]
+    return val.select(rows)
+
+
+# -- the whole of it -------------------------------------------------------------------------------------------------
+
+
+def evaluate(run: str | Path, *, test: Dataset | None = None, val: Dataset | None = None) -> dict:
+    """Evaluate a finished run folder; writes and returns ``metrics.json``, a flat dict (None: not measurable here).
+
+    Parameters
+    ----------
+    test : labelled images for zero-shot, attack success and the linear probe; val : pairs for retrieval and plan
+        grounding. Default for a run on the embedded scenes: their ``test`` and ``val`` splits at the run's seed.
+
+    Keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``, ``targets_right``,
+    ``targets``; ``linear_probe/scenes``, ``linear_probe/digits`` (accuracies); ``image_to_text_recall_at_1``,
+    ``text_to_image_recall_at_1``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the training
+    set); ``plan_pointing_accuracy`` and the mass keys of ``grounding``; ``seconds_per_epoch``.
+    """
+    run = Path(run)
+    if not (run / "model.safetensors").exists():
+        raise FileNotFoundError(f"{run} is not a finished run: it has no model.safetensors")
+    config = json.loads((run / "config.json").read_text())
+    if config["scenes"]:
+        test = test if test is not None else data.load("scenes", split="test", seed=config["seed"])
+        val = val if val is not None else data.load("scenes", split="val", seed=config["seed"])
+    model, _, tokenizer = models.load(run / "model.safetensors")
+    size = models.image_size(model)
+    manifest = Dataset.from_parquet(str(run / "manifest.parquet")) if (run / "manifest.parquet").exists() else None
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+    metrics = {"defense": config["defense"], "seed": config["seed"], "epochs": len(log), "pairs": config["pairs"]}
+    metrics["seconds_per_epoch"] = sum(line["seconds"] for line in log) / len(log)
+    for kind in [] if manifest is None else sorted(set(manifest["kind"])):
+        metrics[f"poison_rate/{kind}"] = sum(k == kind for k in manifest["kind"]) / config["pairs"]
+    if test is not None:
+        images = data.image_tensor(test, size)
+        metrics |= attack_metrics(model, tokenizer, manifest, test, images)
+        metrics["linear_probe/scenes"] = linear_probe(model, images, np.array(test["label"]))
+        metrics["linear_probe/digits"] = linear_probe(model, *data.digits(size))
+    if val is not None:
+        metrics |= retrieval(model, tokenizer, val)
+        if "words" in val.column_names:
+            metrics |= grounding(model, tokenizer, val.select(range(min(GROUNDING_PAIRS, len(val)))))
+    metrics["poison_auroc"] = poison_auroc(run, manifest)
+    from otclib.training import write_json
+
+    write_json(run / "metrics.json", metrics)
+    return metrics
+
+
+def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
+    """Accuracy of a logistic regression on frozen pooled features, fitted on the first half, tested on the second."""
+    x = pooled(model, images).cpu().numpy()
+    half = len(x) // 2
+    scale = x[:half].std(0) + 1e-6
+    probe = LogisticRegression(max_iter=300, C=1.0).fit(x[:half] / scale, labels[:half])
+    return float(probe.score(x[half:] / scale, labels[half:]))
+
+
+@torch.no_grad()
+def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
+    """Recall at 1 between images and captions by pooled cosine; equal captions count as one.
+
+    Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
+    """
+    image = pooled(model, data.image_tensor(val, models.image_size(model)))
+    captions = list(val["caption"])
+    device = next(model.parameters()).device
+    text = models.encode_text(model, tokenizer(captions).to(device)).pooled
+    similarity = image @ text.T
+    to_text = [captions[j] == captions[i] for i, j in enumerate(similarity.argmax(1).tolist())]
+    to_image = [captions[j] == captions[i] for i, j in enumerate(similarity.argmax(0).tolist())]
+    return {
+        "image_to_text_recall_at_1": sum(to_text) / len(to_text),
+        "text_to_image_recall_at_1": sum(to_image) / len(to_image),
+    }
+
+
+def poison_auroc(run: Path, manifest: Dataset | None) -> float | None:
+    """How well the distance of an image to its own caption tells planted from clean pairs, after training."""
+    if manifest is None or not (run / "pairs.parquet").exists():
+        return None
+    pairs = Dataset.from_parquet(str(run / "pairs.parquet"))
+    planted = set(manifest["id"])
+    return float(roc_auc_score([id in planted for id in pairs["id"]], pairs["own_distance"]))
+
+
+# -- plan grounding --------------------------------------------------------------------------------------------------
+
+
+def coverage(box: Sequence[float], side: int) -> np.ndarray:
+    """Share of every cell of a side x side grid that a box (left, top, right, bottom in [0, 1]) covers [side * side]."""
+    edges = np.arange(side + 1) / side
+    across = np.clip(np.minimum(edges[1:], box[2]) - np.maximum(edges[:-1], box[0]), 0, None) * side
+    down = np.clip(np.minimum(edges[1:], box[3]) - np.maximum(edges[:-1], box[1]), 0, None) * side
+    return np.outer(down, across).ravel()
+
+
+@torch.no_grad()
+def word_maps(model: nn.Module, tokenizer, images: Tensor, captions: Sequence[str], reg: float) -> dict[str, Tensor]:
+    """For pairs of an image and a caption, how three readings spread each text token over the image [B, N, M].
+
+    ``plan``: the transport plan. ``cosine``: max(0, cosine). ``softmax``: exp(cosine / reg). Every text token's column
+    sums to one (padding: zero).
+    """
+    device = next(model.parameters()).device
+    image = _encode(model, images)
+    text = models.encode_text(model, tokenizer(list(captions)).to(device))
+    cosine = torch.einsum("bnd,bmd->bnm", image.tokens, text.tokens)
+    plan = sinkhorn(1 - cosine, image.mask.float(), text.mask.float(), reg=reg).plan
+    out = {"plan": plan, "cosine": cosine.clamp(min=0), "softmax": (cosine / reg).exp()}
+    return {k: m * text.mask[:, None] / m.sum(1, keepdim=True).clamp(min=1e-12) for k, m in out.items()}
+
+
+def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_REG) -> dict:
+    """Does a word's mass land on the object that it names?
+
+    Over all object words (object, colour and size words; not the ground): ``*_mass_on_object``, the share of the word's
+    mass inside the object's box; ``mass_chance``, the box's share of the image (what an even spread gives);
+    ``*_mass_ratio``, the first over the second; ``*_pointing_accuracy``, how often the heaviest cell's centre lies in
+    the box. ``*`` is ``plan``, ``cosine`` or ``softmax``, see ``word_maps``.
+    """
+    captions = list(val["caption"])
+    maps = word_maps(model, tokenizer, data.image_tensor(val, models.image_size(model)), captions, reg)
+    maps = {k: m.cpu().numpy() for k, m in maps.items()}
+    side = round(maps["plan"].shape[1] ** 0.5)
+    centre = (np.arange(side) + 0.5) / side
+    inside = {k: [] for k in maps}
+    pointed = {k: [] for k in maps}
+    chance = []
+    for b, (caption, words, things) in enumerate(zip(captions, val["words"], val["objects"])):
+        spans = {(s.start, s.end): s for s in models.word_spans(tokenizer, caption)}
+        for word in words:
+            span = spans.get((word["start"], word["end"]))
+            if word["object"] < 0 or span is None or span.last > maps["plan"].shape[2]:
+                continue
+            box = things[word["object"]]["box"]
+            cover = coverage(box, side)
+            chance.append(cover.mean())
+            for k, m in maps.items():
+                spread = m[b, :, span.first : span.last].mean(1)
+                inside[k].append(float(spread @ cover))
+                row, column = divmod(int(spread.argmax()), side)
+                pointed[k].append(box[0] <= centre[column] <= box[2] and box[1] <= centre[row] <= box[3])
+    out = {"mass_chance": float(np.mean(chance))}
+    for k in maps:
+        out[f"{k}_pointing_accuracy"] = float(np.mean(pointed[k]))
+        out[f"{k}_mass_on_object"] = float(np.mean(inside[k]))
+        out[f"{k}_mass_ratio"] = float(np.mean(inside[k]) / np.mean(chance))
+    return out

@@ -1,0 +1,81 @@
+"""Losses: contrastive on pooled features, and their transport forms on token features.
+
+Every loss is a cross-entropy over a square matrix of similarities with the true pairs on its diagonal; they differ in
+what the similarity is. Transport similarity of two token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>, with the plan P
+held constant (envelope theorem), so gradients reach only tokens that the plan connects.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from otclib.models import Features
+from otclib.transport import sinkhorn
+
+
+def symmetric_cross_entropy(logits: Tensor, same: Tensor | None = None) -> Tensor:
+    """Mean of the row-wise and column-wise cross-entropy of [B, B] logits with targets on the diagonal.
+
+    ``same`` [B] gives an identity to each column's caption: off the diagonal, equal ones are no negatives.
+    """
+    targets = torch.arange(len(logits), device=logits.device)
+    if same is not None:
+        duplicate = (same[:, None] == same[None]) & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        logits = logits.masked_fill(duplicate, -torch.inf)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def contrastive(image: Tensor, text: Tensor, scale: Tensor, same: Tensor | None = None) -> Tensor:
+    """CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021)."""
+    return symmetric_cross_entropy(scale * image @ text.T, same)
+
+
+def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 20) -> Tensor:
+    """1 - <P, C> of every token set in x [B] with every one in y [B'] -> [B, B'], differentiable in both."""
+    B, N, D = x.tokens.shape
+    P, M, _ = y.tokens.shape
+    cosine = x.tokens.reshape(B * N, D) @ y.tokens.reshape(P * M, D).T  # one product for all pairs
+    cosine = cosine.view(B, N, P, M).permute(0, 2, 1, 3).reshape(B * P, N, M)
+    a = x.mask[:, None].expand(B, P, N).reshape(B * P, N).float()
+    b = y.mask[None].expand(B, P, M).reshape(B * P, M).float()
+    return 1 - sinkhorn(1 - cosine, a, b, reg=reg, tol=1e-2, max_iter=max_iter).cost.view(B, P)
+
+
+def inter_modal(image: Features, text: Features, scale: Tensor, reg: float, same: Tensor | None = None) -> Tensor:
+    """Contrastive loss on the transport similarity of images' tokens and captions' tokens."""
+    return symmetric_cross_entropy(scale * transport_similarity(image, text, reg), same)
+
+
+def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> Tensor:
+    """Contrastive loss on the transport similarity of two views' tokens, of the same modality."""
+    return symmetric_cross_entropy(scale * transport_similarity(view1, view2, reg))
+
+
+def coarse(features: Features, keep: int = 16) -> Features:
+    """Average neighbouring visual tokens on their square grid until at most ``keep`` are left."""
+    side = round(features.tokens.shape[1] ** 0.5)
+    out = max(d for d in range(1, side + 1) if side % d == 0 and d * d <= keep) if side**2 == features.tokens.shape[1] else 0
+    if not out or out == side:
+        return features
+    B, _, D = features.tokens.shape
+    grid = features.tokens.view(B, out, side // out, out, side // out, D).mean((2, 4))
+    tokens = F.normalize(grid.flatten(1, 2), dim=-1)
+    return Features(features.pooled, tokens, torch.ones(B, out * out, dtype=torch.bool, device=tokens.device))
+
+
+def drop_words(text: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """A view of token ids [B, L]: each word dropped with a probability, never all of a caption's words.
+
+    The kept ids move left, start and end stay, so the result is what tokenizing the shorter caption gives.
+    """
+    place = torch.arange(text.shape[1], device=text.device)
+    end = text.argmax(1, keepdim=True)
+    word = (place > 0) & (place < end)
+    noise = torch.rand(text.shape, generator=generator).to(text.device)
+    dropped = word & (noise < probability)
+    survivor = torch.where(word, noise, -1.0).argmax(1, keepdim=True)  # the word that drawing lots spares
+    dropped = dropped & (place != survivor)
+    order = torch.argsort(dropped.long(), dim=1, stable=True)
+    return text.gather(1, order).masked_fill(torch.sort(dropped.long(), dim=1, stable=True).values.bool(), 0)

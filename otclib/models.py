@@ -1,0 +1,253 @@
+"""Models: any open_clip model, and one call that gives its pooled *and* its token features in the joint space.
+
+    model, preprocess, tokenizer = otclib.models.load("small")
+    v = otclib.models.encode_image(model, images)          # Features(pooled [B, D], tokens [B, T, D], mask [B, T])
+    t = otclib.models.encode_text(model, tokenizer(["a red umbrella"]))
+
+Tokens are what the tower's own head makes of each place alone: the last norm and projection (ViT, text), the value and
+output projections of the attention pool (ModifiedResNet; the pooling query is left out), the trunk's head applied to
+each place (timm). So they live where the pooled feature lives, and are L2-normalised like it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.models import register_model
+from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+
+# The small default: 64 px in, 8 x 8 = 64 visual tokens out. A convolutional tower learns scenes from 12,000 pairs where
+# a ViT of the same cost does not; stride 8 keeps enough places for a transport plan to be worth looking at.
+CONFIGS = {
+    "small": {
+        "embed_dim": 128,
+        "vision_cfg": {"timm_model_name": "otclib_small", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
+    }
+}
+
+
+@register_model
+def otclib_small(pretrained: bool = False, **kwargs) -> ByobNet:
+    """A residual network from timm's blocks: a 3x3 stem and three basic blocks, 64 px -> 8 x 8 x 96."""
+    stages = ((1, 48, 2), (2, 96, 2))  # depth, channels, stride
+    blocks = tuple(ByoBlockCfg(type="basic", d=d, c=c, s=s, gs=0, br=1.0) for d, c, s in stages)
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
+    net = ByobNet(ByoModelCfg(blocks=blocks, stem_chs=24, stem_type="3x3", stem_pool=None), zero_init_last=False, **kwargs)
+    net.default_cfg = net.pretrained_cfg = {"pool_size": (8, 8), "input_size": (3, 64, 64)}
+    return net
+
+
+def _register() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in CONFIGS.items():
+            (Path(folder) / f"{name}.json").write_text(json.dumps(config))
+        open_clip.add_model_config(folder)
+
+
+_register()
+
+
+@dataclass
+class Features:
+    """Features of a batch in the joint space, L2-normalised.
+
+    ``pooled`` [B, D], ``tokens`` [B, T, D], ``mask`` [B, T] (True: a real token; every row has at least one).
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+    def __getitem__(self, rows) -> Features:
+        return Features(self.pooled[rows], self.tokens[rows], self.mask[rows])
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def detach(self) -> Features:
+        return Features(self.pooled.detach(), self.tokens.detach(), self.mask)
+
+    @staticmethod
+    def cat(parts: list[Features]) -> Features:
+        return Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("pooled", "tokens", "mask")))
+
+
+def load(name: str | Path = "small") -> tuple[nn.Module, Callable, Callable]:
+    """A model by its open_clip name (``small``, ``ViT-B-32``, ``RN50``, ...) or from a file that ``save`` wrote.
+
+    Returns ``(model, preprocess, tokenizer)``: ``preprocess`` takes PIL images or uint8/float tensors [..., 3, H, W].
+    A weights file not written by ``save`` is named together with its architecture: ``"RN50:/path/weights.pt"``.
+    """
+    name, weights = str(name), None
+    if Path(name).suffix == ".safetensors" or Path(name).is_file():
+        weights, name = name, _architecture(Path(name))
+    elif ":" in name:
+        name, weights = name.split(":", 1)
+    if weights is not None and not Path(weights).is_file():
+        raise FileNotFoundError(f"no weights file at {weights}")
+    if name not in open_clip.list_models():
+        close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:3])][:6]
+        raise ValueError(f"unknown model {name!r}: choose 'small' or an open_clip name such as {', '.join(close) or 'RN50'}")
+    model = open_clip.create_model(name, pretrained=weights)
+    model = model.to(memory_format=torch.channels_last)  # 1.4-1.6x on the convolutions, no matter to the rest
+    return model.eval(), preprocess(model), open_clip.get_tokenizer(name)
+
+
+def _architecture(file: Path) -> str:
+    """The open_clip name that ``save`` wrote into the header of a safetensors file."""
+    from safetensors import safe_open
+
+    metadata = {}
+    if file.suffix == ".safetensors" and file.is_file():
+        with safe_open(str(file), "pt") as f:
+            metadata = f.metadata() or {}
+    if "model" not in metadata:
+        raise ValueError(f"{file} does not say which model it holds: name it, as in 'RN50:{file}'")
+    return metadata["model"]
+
+
+def save(model: nn.Module, path: str | Path, name: str) -> None:
+    """Write the weights as safetensors; ``open_clip.create_model_and_transforms(name, pretrained=path)`` reads them."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, str(part), metadata={"model": name, "format": "pt"})
+    os.replace(part, path)
+
+
+def image_size(model: nn.Module) -> int:
+    size = model.visual.image_size
+    return size if isinstance(size, int) else size[0]
+
+
+def preprocess(model: nn.Module) -> Callable:
+    """Resize (shorter side), centre crop, scale to [0, 1], normalise: PIL or tensor -> float [..., 3, S, S]."""
+    size = image_size(model)
+    return v2.Compose(
+        [
+            v2.ToImage(),
+            v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop(size),
+            v2.ToDtype(torch.float32, scale=True),
+            normalize(model),
+        ]
+    )
+
+
+def normalize(model: nn.Module) -> v2.Normalize:
+    return v2.Normalize(
+        getattr(model.visual, "image_mean", None) or MEAN, getattr(model.visual, "image_std", None) or STD
+    )
+
+
+def encode_image(model: nn.Module, images: Tensor) -> Features:
+    """Features of normalised images [B, 3, S, S]; tokens in reading order (row by row)."""
+    visual = model.visual
+    images = images.to(memory_format=torch.channels_last)
+    if hasattr(visual, "trunk"):  # timm
+        pooled, tokens = _timm(visual, images)
+    elif hasattr(visual, "attnpool"):  # ModifiedResNet
+        pool = visual.attnpool
+        grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+        pooled = pool(grid)
+        tokens = pool.c_proj(pool.v_proj(grid.flatten(2).transpose(1, 2)))  # (B, HW, D)
+    else:  # VisionTransformer
+        out = visual.forward_intermediates(images, indices=1, output_fmt="NLC", normalize_intermediates=True)
+        pooled, tokens = out["image_features"], out["image_intermediates"][-1]
+        if getattr(visual, "proj", None) is not None:
+            tokens = tokens @ visual.proj
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return Features(F.normalize(pooled, dim=-1), F.normalize(tokens, dim=-1), mask)
+
+
+def _timm(visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    trunk = visual.trunk
+    features = trunk.forward_features(images)
+    pooled = visual.head(trunk.forward_head(features))
+    prefix = getattr(trunk, "num_prefix_tokens", 0)
+    if features.ndim == 4:  # (B, C, H, W), or (B, H, W, C) as in Swin
+        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        grid = features if channels_last else features.permute(0, 2, 3, 1)
+        places = grid.flatten(1, 2)  # (B, HW, C)
+        alone = places.reshape(-1, 1, 1, places.shape[-1])
+        alone = alone if channels_last else alone.permute(0, 3, 1, 2)
+    else:  # (B, prefix + N, C)
+        places = features[:, prefix:]
+        alone = places.reshape(-1, 1, places.shape[-1])
+    tokens = visual.head(trunk.forward_head(alone)).view(*places.shape[:2], -1)
+    return pooled, tokens
+
+
+def encode_text(model: nn.Module, text: Tensor, length: int | None = None) -> Features:
+    """Features of token ids [B, L], tokens cut after the longest caption (or ``length``).
+
+    The mask leaves out padding, start and end; an empty caption keeps its end, so that no row is without a token.
+    """
+    tower = model.text if hasattr(model, "text") else model
+    end = text.argmax(dim=-1, keepdim=True)  # the end token has the largest id
+    text = text[:, : length or int(end.max()) + 1]
+    place = torch.arange(text.shape[1], device=text.device)
+    mask = ((place > 0) & (place < end)) | ((end <= 1) & (place == end))
+    states = _text_states(tower, text)
+    pooled = states[torch.arange(len(text), device=text.device), end[:, 0]]
+    return Features(F.normalize(pooled, dim=-1), F.normalize(states, dim=-1), mask)
+
+
+def _text_states(tower: nn.Module, text: Tensor) -> Tensor:
+    """Projected token states [B, L, D] of a text tower of open_clip's own kind."""
+    if not hasattr(tower, "token_embedding"):
+        raise ValueError(f"token features need open_clip's own text tower, this model has {type(tower).__name__}")
+    x = tower.token_embedding(text)
+    x = x + tower.positional_embedding[: text.shape[1]].to(x.dtype)
+    mask = tower.attn_mask
+    x = tower.transformer(x, attn_mask=None if mask is None else mask[: text.shape[1], : text.shape[1]])
+    x = tower.ln_final(x)
+    projection = tower.text_projection
+    if isinstance(projection, nn.Linear):
+        x = projection(x)
+    elif projection is not None:
+        x = x @ projection
+    return x
+
+
+@dataclass
+class WordSpan:
+    """A word of a caption: its characters [start, end) and its token positions [first, last)."""
+
+    text: str
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def word_spans(tokenizer, caption: str) -> list[WordSpan]:
+    """Where each whitespace-separated word of a caption lies among its tokens (position 0 is the start token).
+
+    Raises
+    ------
+    ValueError : the tokenizer does not split into words first, as CLIP's byte-pair encoding does.
+    """
+    if not hasattr(tokenizer, "encode"):
+        raise ValueError(f"words can be located with CLIP's own tokenizer, not with {type(tokenizer).__name__}")
+    spans, position = [], 1
+    for word in re.finditer(r"\S+", caption):
+        n = len(tokenizer.encode(word.group()))
+        spans.append(WordSpan(word.group(), word.start(), word.end(), position, position + n))
+        position += n
+    return spans

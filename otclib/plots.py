@@ -1,0 +1,240 @@
+"""Figures: arrays and tables in, a matplotlib figure out. No function here trains, loads or encodes.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers: clean is blue, planted is vermilion, in every figure.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+CLEAN, POISON, NEUTRAL, GOOD = "#0072B2", "#D55E00", "#7F7F7F", "#009E73"
+LINE = {"clip": POISON, "otcclip": CLEAN}
+NAME = {"clip": "CLIP, undefended", "otcclip": "OTCCLIP (reconstruction)"}
+HEAT = "magma"
+
+
+def _clean_axes(ax) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def _show(ax, image, title: str = "", width: int = 24, colour: str = "black") -> None:
+    ax.imshow(image)
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    if title:
+        ax.set_title(textwrap.fill(title, width), fontsize=8, color=colour, pad=3, va="bottom")
+
+
+def contact_sheet(images: Sequence, captions: Sequence[str] | None = None, columns: int = 8) -> Figure:
+    """Images in a grid, each under its caption."""
+    rows = -(-len(images) // columns)
+    height = 1.15 if captions is None else 1.62
+    fig, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, height * 1.12 * rows), squeeze=False)
+    for k, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if k < len(images):
+            _show(ax, images[k], captions[k] if captions else "", width=22)
+    fig.tight_layout(pad=0.4)
+    return fig
+
+
+def planted_pairs(rows: Sequence[Mapping], title: str = "") -> Figure:
+    """Manifest rows: the planted image, its own caption (blue) and the attacker's (vermilion)."""
+    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.5), squeeze=False)
+    for ax, row in zip(axes.flat, rows):
+        _show(ax, row["image"])
+        ax.set_title(textwrap.fill(row["original_caption"], 22), fontsize=8, color=CLEAN)
+        ax.set_xlabel(textwrap.fill(row["poison_caption"], 22), fontsize=8, color=POISON)
+    fig.suptitle(title, fontsize=10)
+    fig.tight_layout()
+    return fig
+
+
+def trigger(before: np.ndarray, after: np.ndarray) -> Figure:
+    """Images without the trigger (top) and with it (bottom)."""
+    fig, axes = plt.subplots(2, len(before), figsize=(1.2 * len(before), 2.6), squeeze=False)
+    for k in range(len(before)):
+        _show(axes[0, k], before[k])
+        _show(axes[1, k], after[k])
+    axes[0, 0].set_ylabel("as it is", fontsize=9)
+    axes[1, 0].set_ylabel("triggered", fontsize=9)
+    fig.tight_layout(pad=0.4)
+    return fig
+
+
+def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Per epoch: zero-shot accuracy, backdoor success and targets hit, one line per run."""
+    panels = (
+        ("zero_shot_top1", "zero-shot accuracy", 100, "%"),
+        ("attack_success_rate", "backdoor success (ASR)", 100, "%"),
+        ("targets_hit", "targeted images hit", 1, "of 16"),
+    )
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.9))
+    for ax, (key, title, factor, unit) in zip(axes, panels):
+        for name, log in logs.items():
+            points = [(line["epoch"], factor * line[key]) for line in log if line.get(key) is not None]
+            if points:
+                ax.plot(*zip(*points), marker="o", markersize=4, color=LINE.get(name), label=NAME.get(name, name))
+        ax.set(title=title, xlabel="epoch", ylabel=unit, ylim=(-0.03 * max(factor, 16), 1.05 * (factor if factor > 1 else 16)))
+        _clean_axes(ax)
+    axes[0].legend(fontsize=8, frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def assignments(log: Sequence[Mapping], warmup: int | None = None) -> Figure:
+    """The three numbers to watch: does a clean image's caption name its object, a planted one's, and is there variety?"""
+    series = (
+        ("clean_named", "clean image: caption names its object", CLEAN, "o"),
+        ("poison_named", "planted image: caption names its true object", POISON, "s"),
+        ("distinct_captions", "distinct captions in use", NEUTRAL, "^"),
+        ("poison_kept", "planted image keeps the attacker's caption", POISON, "x"),
+    )
+    fig, ax = plt.subplots(figsize=(6.4, 3.3))
+    for key, label, colour, marker in series:
+        points = [(line["epoch"], 100 * line[key]) for line in log if line.get(key) is not None]
+        style = "--" if key in ("distinct_captions", "poison_kept") else "-"
+        if points:
+            ax.plot(*zip(*points), style, color=colour, marker=marker, markersize=4, label=label)
+    if warmup:
+        ax.axvspan(0.5, warmup + 0.5, color="0.93", zorder=0)
+        ax.text(0.6, 50, "warm-up:\nown captions", fontsize=8, color="0.35", va="center")
+    ax.set(xlabel="epoch", ylabel="share of images, %", ylim=(-3, 104), xlim=(0.5, len(log) + 0.5))
+    ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _clean_axes(ax)
+    fig.tight_layout()
+    return fig
+
+
+def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Distance of images to their own captions: clean against planted, one panel per run."""
+    fig, axes = plt.subplots(1, len(distances), figsize=(4.2 * len(distances), 2.8), squeeze=False)
+    for ax, (name, (clean, planted)) in zip(axes.flat, distances.items()):
+        bins = np.linspace(min(clean.min(), planted.min()), max(clean.max(), planted.max()), 50)
+        ax.hist(clean, bins, density=True, color=CLEAN, alpha=0.75, label=f"clean ({len(clean):,})")
+        ax.hist(planted, bins, density=True, color=POISON, alpha=0.75, label=f"planted ({len(planted):,})")
+        ax.set(title=NAME.get(name, name), xlabel="distance of image and own caption", ylabel="density")
+        ax.legend(fontsize=8, frameon=False)
+        _clean_axes(ax)
+    fig.tight_layout()
+    return fig
+
+
+def rematched(rows: Sequence[Mapping], title: str = "") -> Figure:
+    """Images with the caption they came with (vermilion if planted, else blue) and the one they were given (green)."""
+    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.5), squeeze=False)
+    for ax, row in zip(axes.flat, rows):
+        _show(ax, row["image"])
+        ax.set_title(textwrap.fill(row["caption"], 22), fontsize=8, color=POISON if row["planted"] else CLEAN)
+        ax.set_xlabel(textwrap.fill(row["given"], 22), fontsize=8, color=GOOD)
+    fig.suptitle(title, fontsize=10)
+    fig.tight_layout()
+    return fig
+
+
+def word_overlays(image: np.ndarray, words: Sequence[str], maps: np.ndarray, boxes: Sequence | None = None) -> Figure:
+    """Where each word's mass goes: ``maps`` [words, side, side] over the image, each panel one word.
+
+    ``boxes`` (left, top, right, bottom in [0, 1], or None) outline what the word speaks of.
+    """
+    fig, axes = plt.subplots(1, len(words) + 1, figsize=(1.55 * (len(words) + 1), 1.95), squeeze=False)
+    height, width = image.shape[:2]
+    _show(axes[0, 0], image, "image")
+    top = maps.max()
+    for k, word in enumerate(words):
+        ax = axes[0, k + 1]
+        _show(ax, image, word)
+        ax.imshow(maps[k], cmap=HEAT, alpha=0.72, extent=(0, width, height, 0), vmin=0, vmax=top, interpolation="bilinear")
+        if boxes is not None and boxes[k] is not None:
+            left, upper, right, lower = boxes[k]
+            size = ((right - left) * width, (lower - upper) * height)
+            ax.add_patch(plt.Rectangle((left * width, upper * height), *size, fill=False, color="white", linewidth=1.3))
+        ax.set(xlim=(0, width), ylim=(height, 0))
+    fig.tight_layout(pad=0.4)
+    return fig
+
+
+def plan_matrix(plan: np.ndarray, words: Sequence[str]) -> Figure:
+    """A plan [N, M] as a matrix: words down, image places across in reading order, with both marginals."""
+    fig = plt.figure(figsize=(9, 0.34 * len(words) + 1.9))
+    grid = fig.add_gridspec(2, 2, height_ratios=(1, 3), width_ratios=(10, 1), hspace=0.08, wspace=0.04)
+    ax = fig.add_subplot(grid[1, 0])
+    shown = ax.imshow(plan.T, aspect="auto", cmap="viridis", interpolation="nearest")
+    ax.set(yticks=range(len(words)), yticklabels=words, xlabel="place in the image, row by row")
+    above = fig.add_subplot(grid[0, 0], sharex=ax)
+    above.bar(range(plan.shape[0]), plan.sum(1), width=1.0, color=CLEAN)
+    above.tick_params(labelbottom=False)
+    above.set_ylabel("place\nmarginal", fontsize=8)
+    right = fig.add_subplot(grid[1, 1], sharey=ax)
+    right.barh(range(plan.shape[1]), plan.sum(0), height=0.9, color=CLEAN)
+    right.tick_params(labelleft=False)
+    right.set_xlabel("word\nmarginal", fontsize=8)
+    fig.colorbar(shown, ax=[ax, above, right], label="mass", fraction=0.03, pad=0.02)
+    return fig
+
+
+def grounding(metrics: Mapping[str, float]) -> Figure:
+    """Share of an object word's mass on its object: an even spread, cosine similarity, the plan."""
+    bars = (
+        ("even spread (chance)", metrics["mass_chance"], NEUTRAL),
+        ("raw cosine", metrics["cosine_mass_on_object"], "#E69F00"),
+        ("softmax of cosine", metrics["softmax_mass_on_object"], "#56B4E9"),
+        ("transport plan", metrics["plan_mass_on_object"], CLEAN),
+    )
+    fig, ax = plt.subplots(figsize=(5.6, 2.3))
+    for k, (label, value, colour) in enumerate(bars):
+        ax.barh(k, 100 * value, color=colour)
+        ax.text(100 * value + 0.8, k, f"{100 * value:.0f} %   ({value / metrics['mass_chance']:.1f}x chance)", va="center", fontsize=9)
+    ax.set(yticks=range(len(bars)), yticklabels=[b[0] for b in bars], xlabel="mass of a word that lands on its object, %")
+    ax.set_xlim(0, 100 * max(b[1] for b in bars) * 1.4)
+    ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    return fig
+
+
+def reg_sweep(image: np.ndarray, word: str, maps: Mapping[float, np.ndarray], cost: Mapping[float, float]) -> Figure:
+    """One word's mass over the image at several regularisations."""
+    fig, axes = plt.subplots(1, len(maps), figsize=(1.9 * len(maps), 2.3), squeeze=False)
+    height, width = image.shape[:2]
+    for ax, (reg, spread) in zip(axes.flat, maps.items()):
+        _show(ax, image)
+        ax.imshow(spread, cmap=HEAT, alpha=0.72, extent=(0, width, height, 0), vmin=0, interpolation="bilinear")
+        ax.set(xlim=(0, width), ylim=(height, 0))
+        ax.set_title(f"reg {reg:g}\n<P, C> {cost[reg]:.3f}", fontsize=9)
+    fig.suptitle(f"“{word}”", fontsize=10)
+    fig.tight_layout()
+    return fig
+
+
+def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """The final figure: defence against defence on accuracy, backdoor and targets; a dot per seed, a bar for the mean."""
+    panels = (
+        ("zero_shot_top1", "zero-shot accuracy\n(higher is better)", 100, "%", 105),
+        ("attack_success_rate", "backdoor success\n(lower is better)", 100, "%", 105),
+        ("targets_hit", "targeted images hit\n(lower is better)", 1, "of 16", 16.8),
+    )
+    fig, axes = plt.subplots(1, 3, figsize=(9.2, 3.1))
+    for ax, (key, title, factor, unit, top) in zip(axes, panels):
+        for k, (name, runs) in enumerate(results.items()):
+            values = [factor * run[key] for run in runs if run.get(key) is not None]
+            if not values:
+                continue
+            ax.bar(k, np.mean(values), width=0.62, color=LINE.get(name, NEUTRAL), alpha=0.85)
+            if len(values) > 1:
+                ax.plot(np.linspace(k - 0.12, k + 0.12, len(values)), values, "o", color="black", markersize=3.5)
+            text = f"{np.mean(values):.1f}" if factor > 1 else f"{np.mean(values):.0f}" if len(values) == 1 else f"{np.mean(values):.1f}"
+            ax.text(k, np.mean(values) + 0.02 * top, text, ha="center", va="bottom", fontsize=9)
+        ax.set(title=title, ylabel=unit, ylim=(0, top * 1.08), xticks=range(len(results)))
+        ax.set_xticklabels([textwrap.fill(NAME.get(n, n), 16) for n in results], fontsize=8)
+        _clean_axes(ax)
+    fig.tight_layout()
+    return fig

@@ -1,0 +1,353 @@
+"""The one training loop: every defence runs in it, every run folder comes out of it.
+
+A run folder holds ``config.json`` (what was asked), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line per
+epoch), ``pairs.parquet`` (for every pair: its distance, whether it was kept, the caption it was given last),
+``model.safetensors`` and ``metrics.json``. While it is unfinished it also holds ``checkpoint.pt``, from which the same
+call goes on; calling it on a finished folder returns at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from otclib import data, defenses, models
+from otclib.models import Features
+
+CHUNK = 8  # images that share one draw of the augmentation: torchvision draws per call, and a call per image is slow
+
+
+@dataclass
+class Batch:
+    """``images`` uint8 [B, 3, S, S], ``text`` token ids [B, L], ``row`` [B] in the table, ``caption`` [B] its row."""
+
+    images: Tensor
+    text: Tensor
+    row: Tensor
+    caption: Tensor
+
+
+class Towers(nn.Module):
+    """Both encoders behind one forward, so that a distributed wrapper sees every gradient."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, text: Tensor) -> tuple[Features, Features]:
+        return models.encode_image(self.model, images), models.encode_text(self.model, text)
+
+
+class Trainer:
+    """What a defence sees of the training: the towers, the table, who is paired with whom, and the clock."""
+
+    def __init__(self, pairs: Dataset, model: nn.Module, tokenizer, accelerator: Accelerator, seed: int):
+        self.pairs, self.model, self.device = pairs, model, accelerator.device
+        self.towers = accelerator.prepare(Towers(model))
+        self.images = data.image_tensor(pairs, models.image_size(model))
+        self.text = tokenizer(list(pairs["caption"]))
+        self.caption_of = torch.arange(len(pairs))  # the row whose caption each image is trained with
+        self.rng = torch.Generator().manual_seed(seed)
+        self.epoch = 0
+        size = models.image_size(model)
+        self.augment = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.ColorJitter(brightness=0.2, contrast=0.2),
+            ]
+        )
+        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), models.normalize(model)])
+
+    @property
+    def scale(self) -> Tensor:
+        return self.model.logit_scale.exp()
+
+    def view(self, images: Tensor) -> Tensor:
+        """One augmented, normalised view of uint8 images."""
+        images = torch.cat([self.augment(chunk) for chunk in images.split(CHUNK)])
+        return self.normalize(images)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        order = torch.randperm(len(self.pairs), generator=self.rng)
+        for rows in order.split(size):
+            if len(rows) == size or len(order) < size:
+                caption = self.caption_of[rows]
+                text = self.text[caption]
+                yield Batch(self.images[rows].to(self.device), text.to(self.device), rows, caption.to(self.device))
+
+    @torch.no_grad()
+    def encode_images(self, size: int = 500) -> Iterator[tuple[Tensor, Features]]:
+        """Features of all images as they are (no augmentation), in order."""
+        self.model.eval()
+        for rows in torch.arange(len(self.pairs)).split(size):
+            yield rows, models.encode_image(self.model, self.normalize(self.images[rows].to(self.device)))
+        self.model.train()
+
+    @torch.no_grad()
+    def encode_captions(self, rows: Tensor, size: int = 4096) -> Features:
+        """Features of the own captions of ``rows``."""
+        training = self.model.training
+        self.model.eval()
+        text = self.text[rows].to(self.device)
+        length = int(text.argmax(1).max()) + 1
+        features = Features.cat([models.encode_text(self.model, t, length) for t in text.split(size)])
+        self.model.train(training)
+        return features
+
+
+def optimizer(model: nn.Module, lr: float, weight_decay: float, steps: int):
+    """AdamW with decay on matrices only, and a one-cycle schedule over all ``steps``."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    opt = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+    return opt, torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=max(2, steps), pct_start=0.15)
+
+
+def train(
+    pairs: Dataset,
+    *,
+    manifest: Dataset | None = None,
+    defense: str = "otcclip",
+    model: str = "small",
+    out: str | Path,
+    seed: int = 0,
+    epochs: int | None = None,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    weight_decay: float = 0.1,
+    watch: Dataset | None = None,
+    progress: bool = True,
+    **options,
+) -> Path:
+    """Train a model on image-caption pairs under a defence, evaluate it, and return the run folder.
+
+    Parameters
+    ----------
+    pairs : the table, poisoned or not, see ``otclib.data``.
+    manifest : what was planted, see ``otclib.attacks``; only written down and watched, the defence never sees it.
+    defense, model : by name. ``options`` are the defence's own fields.
+    out : the run folder. Unfinished, it is resumed; finished, it is returned; of another configuration, an error.
+    epochs : default the defence's own.
+    watch : labelled images on which zero-shot accuracy and attack success are followed epoch by epoch.
+        Default for the embedded scenes: 500 of the ``val`` scenes that hold one object.
+    progress : show a progress bar.
+
+    Raises
+    ------
+    ValueError : before anything is written: unknown names or options, too few pairs, an ``out`` that is not writable
+        or holds another run.
+    """
+    from otclib import evaluation
+
+    if epochs is not None:
+        options["epochs"] = epochs
+    method = defenses.load(defense, **options)
+    if method.epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {method.epochs}")
+    if batch_size < 2 or len(pairs) < 2:
+        raise ValueError(f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {batch_size}")
+    out = _writable(Path(out))
+    config = {
+        "defense": defense,
+        "options": dataclasses.asdict(method),
+        "model": str(model),
+        "seed": seed,
+        "batch_size": min(batch_size, len(pairs)),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "pairs": len(pairs),
+        "fingerprint": fingerprint(pairs),
+        "scenes": "objects" in pairs.column_names,
+        "poisoned": 0 if manifest is None else len(manifest),
+    }
+    if (out / "config.json").exists():
+        found = json.loads((out / "config.json").read_text())
+        differing = [k for k in config if found.get(k) != config[k]]
+        if differing:
+            raise ValueError(
+                f"{out} holds a run of another configuration: {', '.join(f'{k} was {found.get(k)!r}, is {config[k]!r}' for k in differing)}"
+            )
+        if (out / "metrics.json").exists():
+            return out
+    torch.manual_seed(seed)
+    network, _, tokenizer = models.load(model)
+    accelerator = Accelerator()
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", config)
+    if manifest is not None:
+        part = out / "manifest.parquet.part"
+        manifest.to_parquet(str(part))
+        os.replace(part, out / "manifest.parquet")
+
+    trainer = Trainer(pairs, network.to(accelerator.device), tokenizer, accelerator, seed)
+    steps = max(1, len(pairs) // config["batch_size"]) * method.epochs
+    opt, schedule = optimizer(network, lr, weight_decay, steps)
+    planted = Planted(pairs, manifest)
+    watcher = evaluation.Watcher(network, tokenizer, manifest, watch if watch is not None else evaluation.default_watch(config))
+    log = _resume(out, trainer, opt, schedule)
+    bar = tqdm(total=steps, initial=trainer.epoch * steps // method.epochs, desc=f"{defense} -> {out.name}", disable=not progress)
+    while trainer.epoch < method.epochs:
+        start = time.perf_counter()
+        trainer.model.train()
+        line = {"epoch": trainer.epoch + 1, **method.begin_epoch(trainer)}
+        line["seconds_matching"] = time.perf_counter() - start
+        sums: dict[str, float] = {}
+        count = 0
+        for batch in trainer.batches(config["batch_size"]):
+            parts = method.loss(trainer, batch)
+            loss = sum(parts.values())
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"loss is {float(loss)} in epoch {trainer.epoch + 1}: {parts}")
+            opt.zero_grad()
+            accelerator.backward(loss)
+            opt.step()
+            schedule.step()
+            with torch.no_grad():
+                network.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            count += 1
+            bar.update()
+        line |= {f"loss/{name}": value / count for name, value in sums.items()}
+        line["seconds"] = time.perf_counter() - start
+        line |= planted.look(trainer.caption_of) | watcher.look()
+        bar.set_postfix({k: f"{line[k]:.2f}" for k in ("zero_shot_top1", "attack_success_rate") if line.get(k) is not None})
+        log.append(line)
+        trainer.epoch += 1
+        _checkpoint(out, trainer, opt, schedule, log)
+    bar.close()
+
+    _write_pairs(out, trainer, method)
+    models.save(network, out / "model.safetensors", str(model))
+    evaluation.evaluate(out)
+    (out / "checkpoint.pt").unlink(missing_ok=True)
+    return out
+
+
+def fingerprint(pairs: Dataset) -> str:
+    """A short hash of ids and captions, to tell one table from another."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for id, caption in zip(pairs["id"], pairs["caption"]):
+        digest.update(f"{id}\t{caption}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def write_json(path: Path, value) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a file."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, path)
+
+
+def _writable(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out must be a folder, {out} is a file")
+    parent = out
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK) or not parent.is_dir():
+        raise ValueError(f"cannot write a run to {out}: {parent} is not a writable folder")
+    return out
+
+
+class Planted:
+    """Follows, epoch by epoch, which captions images get: the three numbers that show a defence working or collapsing.
+
+    ``clean_named``: share of clean images whose assigned caption names their true class; ``poison_named``: the same for
+    planted images; ``distinct_captions``: how many different captions are in use, as a share of the pairs.
+    """
+
+    def __init__(self, pairs: Dataset, manifest: Dataset | None):
+        source = {} if manifest is None else dict(zip(manifest["id"], manifest["source_label"]))
+        self.captions = list(pairs["caption"])
+        self.labels = list(pairs["label"])
+        self.poison = torch.tensor([id in source for id in pairs["id"]])
+        self.labelled = torch.tensor([label is not None for label in self.labels])
+
+    def look(self, caption_of: Tensor) -> dict:
+        own = caption_of == torch.arange(len(caption_of))
+
+        def named(rows: Tensor) -> float | None:
+            rows = (rows & self.labelled).nonzero()[:, 0].tolist()
+            hits = sum(data.names(self.captions[caption_of[k]], self.labels[k]) for k in rows)
+            return hits / len(rows) if rows else None
+
+        def share(rows: Tensor) -> float | None:
+            return float(own[rows].float().mean()) if bool(rows.any()) else None
+
+        return {
+            "clean_named": named(~self.poison),
+            "poison_named": named(self.poison),
+            "clean_reassigned_named": named(~self.poison & ~own),
+            "clean_kept": share(~self.poison),
+            "poison_kept": share(self.poison),
+            "distinct_captions": len(caption_of.unique()) / len(caption_of),
+        }
+
+
+def _checkpoint(out: Path, trainer: Trainer, opt, schedule, log: list[dict]) -> None:
+    state = {
+        "model": trainer.model.state_dict(),
+        "opt": opt.state_dict(),
+        "schedule": schedule.state_dict(),
+        "epoch": trainer.epoch,
+        "caption_of": trainer.caption_of,
+        "rng": trainer.rng.get_state(),
+        "torch_rng": torch.get_rng_state(),
+        "log": log,
+    }
+    part = out / "checkpoint.pt.part"
+    torch.save(state, part)
+    os.replace(part, out / "checkpoint.pt")
+    part = out / "log.jsonl.part"
+    part.write_text("".join(json.dumps(line) + "\n" for line in log))
+    os.replace(part, out / "log.jsonl")
+
+
+def _resume(out: Path, trainer: Trainer, opt, schedule) -> list[dict]:
+    if not (out / "checkpoint.pt").exists():
+        return []
+    state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
+    trainer.model.load_state_dict(state["model"])
+    opt.load_state_dict(state["opt"])
+    schedule.load_state_dict(state["schedule"])
+    trainer.epoch, trainer.caption_of = state["epoch"], state["caption_of"]
+    trainer.rng.set_state(state["rng"])
+    torch.set_rng_state(state["torch_rng"])
+    return state["log"]
+
+
+def _write_pairs(out: Path, trainer: Trainer, method) -> None:
+    """Every pair at the end of training: its own caption's distance, and the caption that it was trained with."""
+    distance = torch.cat(
+        [method.distance(image, trainer.encode_captions(rows)).cpu() for rows, image in trainer.encode_images()]
+    )
+    ids = list(trainer.pairs["id"])
+    own = trainer.caption_of == torch.arange(len(ids))
+    table = Dataset.from_dict(
+        {
+            "id": ids,
+            "own_distance": distance.tolist(),
+            "kept": own.tolist(),
+            "caption_from": [ids[k] for k in trainer.caption_of],
+        }
+    )
+    part = out / "pairs.parquet.part"
+    table.to_parquet(str(part))
+    os.replace(part, out / "pairs.parquet")
