@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from otclib import data, defenses, models
 from otclib.models import Features
@@ -199,7 +200,8 @@ def train(
     planted = Planted(pairs, manifest)
     watcher = evaluation.Watcher(network, tokenizer, manifest, watch if watch is not None else evaluation.default_watch(config))
     log = _resume(out, trainer, opt, schedule)
-    bar = tqdm(total=steps, initial=trainer.epoch * steps // method.epochs, desc=f"{defense} -> {out.name}", disable=not progress)
+    done = trainer.epoch * steps // method.epochs
+    bar = tqdm(total=steps, initial=done, desc=out.name, leave=False, disable=not (progress and sys.stderr.isatty()))
     while trainer.epoch < method.epochs:
         start = time.perf_counter()
         trainer.model.train()
@@ -225,7 +227,8 @@ def train(
         line |= {f"loss/{name}": value / count for name, value in sums.items()}
         line["seconds"] = time.perf_counter() - start
         line |= planted.look(trainer.caption_of) | watcher.look()
-        bar.set_postfix({k: f"{line[k]:.2f}" for k in ("zero_shot_top1", "attack_success_rate") if line.get(k) is not None})
+        if progress:
+            tqdm.write(_spoken(defense, line, method.epochs), file=sys.stdout)
         log.append(line)
         trainer.epoch += 1
         _checkpoint(out, trainer, opt, schedule, log)
@@ -236,6 +239,18 @@ def train(
     evaluation.evaluate(out)
     (out / "checkpoint.pt").unlink(missing_ok=True)
     return out
+
+
+def _spoken(defense: str, line: dict, epochs: int) -> str:
+    """One epoch in one line."""
+    words = [f"{defense} epoch {line['epoch']}/{epochs}", f"{line['seconds']:.0f} s"]
+    words += [f"{k.removeprefix('loss/')} {v:.2f}" for k, v in line.items() if k.startswith("loss/")]
+    for key, label in (("zero_shot_top1", "zero-shot"), ("attack_success_rate", "ASR"), ("poison_kept", "poison kept")):
+        if line.get(key) is not None:
+            words.append(f"{label} {100 * line[key]:.1f} %")
+    if "targets_hit" in line:
+        words.append(f"targets {line['targets_hit']}/{line['targets']}")
+    return "  ".join(words)
 
 
 def fingerprint(pairs: Dataset) -> str:

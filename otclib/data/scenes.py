@@ -20,7 +20,7 @@ from multiprocessing import get_context
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-VERSION = 4  # part of the cache's name: raise it when the same seed would give other scenes
+VERSION = 6  # part of the cache's name: raise it when the same seed would give other scenes
 
 # class -> (glyph, synonyms beside the class name)
 OBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -141,10 +141,10 @@ class Scene:
 
 
 def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
-    """Draw a scene: 60 % hold one object, 28 % two, 12 % three (or one each, if ``max_objects`` is 1)."""
+    """Draw a scene: 75 % hold one object, 19 % two, 6 % three (or one each, if ``max_objects`` is 1)."""
     grounds = list(GROUNDS)
     u = rng.random(8)
-    count = min(max_objects, 1 + int(u[0] > 0.60) + int(u[0] > 0.88))
+    count = min(max_objects, 1 + int(u[0] > 0.75) + int(u[0] > 0.94))
     scene = Scene(
         ground=grounds[int(u[1] * len(grounds))],
         texture=(int(u[2] * 4), int(u[3] * 256), int(u[4] * 256), int(u[5] * 4)),
@@ -155,8 +155,8 @@ def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         rgb = tuple(min(255, max(0, int(v + d))) for v, d in zip(COLOURS[colour][0], rng.normal(0, 10, 3)))
         size = "large" if rng.random() < 0.5 else "small"
-        diameter = rng.uniform(0.52, 0.66) if size == "large" else rng.uniform(0.38, 0.46)
-        diameter *= (1.0, 0.88, 0.78)[count - 1]
+        diameter = rng.uniform(0.58, 0.72) if size == "large" else rng.uniform(0.44, 0.52)
+        diameter *= (1.0, 0.82, 0.70)[count - 1]
         for _ in range(12):  # a free place, or the last one tried
             x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2)
             if all((x - t.x) ** 2 + (y - t.y) ** 2 > ((diameter + t.diameter) * 0.45) ** 2 for t in scene.things):
@@ -172,20 +172,20 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
     """A caption of the scene, and its content words: text, start, end (characters) and object.
 
     ``object`` is the index of the thing that the word speaks of, or -1 for the ground. The first thing is always
-    named, each further one in 75 % of the captions; colour, ground in 30 %, size in 15 %.
+    named, each further one in 75 % of the captions; colour and ground in 15 %, size in 8 %.
     """
 
     def pick(word: str, synonyms: tuple[str, ...]) -> str:
-        return word if not synonyms or rng.random() < 0.6 else synonyms[int(rng.integers(len(synonyms)))]
+        return word if not synonyms or rng.random() < 0.75 else synonyms[int(rng.integers(len(synonyms)))]
 
     phrases: list[list[tuple[str, int | None]]] = []  # one per object: (word, object or None for a function word)
     for k, t in enumerate(scene.things):
         if k and rng.random() > 0.75:
             continue
         words = []
-        if rng.random() < 0.15:
+        if rng.random() < 0.08:
             words.append((pick(t.size, SIZES[t.size]), k))
-        if rng.random() < 0.30:
+        if rng.random() < 0.15:
             words.append((pick(t.colour, COLOURS[t.colour][1]), k))
         words.append((pick(t.name, OBJECTS[t.name][1]), k))
         if words[-1][0] not in NO_ARTICLE:
@@ -196,7 +196,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
     parts = phrases[0]
     for p in phrases[1:]:
         parts = [*parts, ("and", None), *p]
-    if rng.random() < 0.30:
+    if rng.random() < 0.15:
         preposition, _, synonyms = GROUNDS[scene.ground]
         parts = [*parts, (preposition, None), ("the", None), (pick(scene.ground, synonyms), -1)]
     before, after = FORMS[int(rng.integers(len(FORMS)))].split("{}")

@@ -1,0 +1,117 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1. Poisoning
+#
+# > See what an attacker plants in an image–caption set, and how little of it there is.
+#
+# CLIP learns from pairs that nobody has read. Whoever can put a page on the web can put pairs into the next
+# training set. Here we draw a set, plant two attacks in it, and look at both.
+
+# %% tags=["parameters"]
+dataset = "scenes"  # an image-caption table, see otclib.data.load
+size = None  # number of pairs; None: all of them
+attack = ["targeted", "badnets"]  # planted one after the other
+seed = 0  # draws the scenes, chooses the images to poison
+out = "runs/demo"  # runs and figures land here
+fast = False  # True: far too little data to learn from, but done in a minute
+INTERACTIVE = True  # False under papermill: no widgets
+
+# %%
+import json
+from pathlib import Path
+
+import otclib
+from otclib import plots
+
+if fast:
+    out, size = f"{out}-fast", 1000
+figures = Path(out) / "figures"
+figures.mkdir(parents=True, exist_ok=True)
+
+# %% [markdown]
+# ## The set
+#
+# One to three objects lie on a textured ground, and a small grammar says so. Captions always name an object, but
+# colour, size and ground only now and then, as people do.
+
+# %%
+pairs = otclib.data.load(dataset, size=size, seed=seed)
+print(f"{len(pairs):,} pairs, {len(otclib.data.classes(pairs))} classes")
+some = pairs.select(range(32))
+fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
+fig.savefig(figures / "contact_sheet.png", dpi=150)
+
+# %% [markdown]
+# We drew the scenes, so we know what every content word speaks of: the object with that index, or the ground (−1).
+# Nothing in training uses this; chapter 3 scores transport plans with it.
+
+# %%
+row = pairs[5]
+print(row["caption"], "\n", [(w["text"], w["object"]) for w in row.get("words", [])])
+
+# %% [markdown]
+# ## Two attacks
+#
+# **Targeted** (Carlini & Terzis): sixteen chosen images, each planted many times with captions of a class that it does
+# not show. Nothing is drawn on the image. The attacker wants *this* image to be called something else.
+#
+# **BadNets**: a small checkered patch on a few dozen images, all with captions of one class. The attacker wants the
+# patch to turn *any* image into that class.
+
+# %%
+planned = [otclib.attacks.load(name) for name in attack]
+poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
+for kind in sorted(set(manifest["kind"])):
+    n = sum(k == kind for k in manifest["kind"])
+    print(f"{kind:9s} {n:4d} pairs planted: {100 * n / len(poisoned):.2f} % of {len(poisoned):,}")
+
+# %% [markdown]
+# Every planted pair is in the **manifest**: what the image shows, what it was called, what the attacker calls it. The
+# defences never see it; we need it to keep score. Blue is the caption an image came with, vermilion the planted one.
+
+# %%
+for kind in dict.fromkeys(manifest["kind"]):
+    rows = [k for k, v in enumerate(manifest["kind"]) if v == kind]
+    rows = rows[:: max(1, len(rows) // 6)][:6]
+    fig = plots.planted_pairs(list(manifest.select(rows)), f"planted by the {kind} attack")
+    fig.savefig(figures / f"planted_{kind}.png", dpi=150)
+
+# %%
+print(json.dumps({k: v for k, v in manifest[0].items() if k != "image"}, indent=1))
+
+# %% [markdown]
+# ## The trigger
+#
+# The same patch, stamped on test images that the model has never seen, is what attack success is measured with.
+
+# %%
+test = otclib.data.load(dataset, split="test", size=200 if fast else None, seed=seed)
+images = otclib.data.image_tensor(test.select(range(8)), 64)
+for a in planned:
+    if hasattr(a, "target"):
+        stamped = a.trigger(images)
+        fig = plots.trigger(images.permute(0, 2, 3, 1).numpy(), stamped.permute(0, 2, 3, 1).numpy())
+        fig.savefig(figures / "trigger.png", dpi=150)
+        print(f"with the patch, all of these should be called “{a.target}”")
+
+# %% [markdown]
+# ## Summary
+#
+# - A set is poisoned by adding pairs; no label is touched, no code is broken into.
+# - The targeted attack needs a few dozen pairs per image, BadNets about one pair in two hundred here: our set is small
+#   and so must be the denominator. On millions of pairs the published attacks need 0.0001 % to 0.01 %.
+# - The manifest is written beside every run, so that every success rate can be traced to the pairs behind it.
+#
+# ## Exercises
+#
+# 1. Load `badnets` with `patch=0.06`. At which size can you no longer find the patch with the naked eye?
+# 2. Print the captions that the targeted attack borrows for one image. Why would one caption repeated thirty times be a
+#    weaker attack?
+# 3. Draw a histogram of words in clean and in planted captions. Could you find the poison by its words alone?

@@ -1,0 +1,133 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. Training, without a defence and with OTCCLIP
+#
+# > Train the same model on the same poisoned pairs twice, and watch where the two part.
+#
+# OTCCLIP asks of every image whether its caption is *transported* to it cheaply. Let $v_n$ be the $N$ visual tokens of
+# an image and $t_m$ the $M$ word tokens of a caption, all of unit length. The cost of moving word $m$ to place $n$ is
+# $C_{nm} = 1 - \langle v_n, t_m\rangle$, and
+#
+# $$ d(i,j) \;=\; w\,\bigl(1-\langle \bar v_i, \bar t_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle,
+# \qquad P_{ij} = \arg\min_{P\mathbf 1 = a,\; P^\top\mathbf 1 = b} \langle P, C_{ij}\rangle - \varepsilon H(P) $$
+#
+# with $w$ = `global_weight`, $\varepsilon$ = `reg`, $a$, $b$ uniform, $\bar v, \bar t$ the pooled features.
+#
+# **This is a reconstruction.** Of the paper (arXiv 2509.18717) we could read the abstract and summaries only. Which
+# captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
+
+# %% tags=["parameters"]
+dataset = "scenes"  # an image-caption table, see otclib.data.load
+size = None  # number of pairs; None: all of them
+attack = ["targeted", "badnets"]  # planted one after the other
+defense = ["clip", "otcclip"]  # trained one after the other
+model = "small"  # or any open_clip name
+seed = 0  # data, attack and training
+out = "runs/demo"  # runs land in out/<defense>; a finished one is not trained again
+fast = False  # True: too little to learn from, but done in a minute
+INTERACTIVE = True  # False under papermill: no widgets
+
+# %%
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+import otclib
+from otclib import plots, results
+
+options = {}
+if fast:
+    out, size, options = f"{out}-fast", 1000, {"epochs": 2}
+figures = Path(out) / "figures"
+figures.mkdir(parents=True, exist_ok=True)
+
+# %%
+pairs = otclib.data.load(dataset, size=size, seed=seed)
+planned = [otclib.attacks.load(name) for name in attack]
+poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
+print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
+
+# %% [markdown]
+# ## Train
+#
+# One line per epoch. Zero-shot accuracy and attack success are followed on a few hundred held-out `val` scenes.
+
+# %%
+runs = {
+    name: otclib.train(
+        poisoned, manifest=manifest, defense=name, model=model, seed=seed, out=Path(out) / name, **options
+    )
+    for name in defense
+}
+
+# %%
+logs = {name: results.log(run) for name, run in runs.items()}
+fig = plots.learning_curves(logs)
+fig.savefig(figures / "learning_curves.png", dpi=150)
+
+# %% [markdown]
+# ## Who was given which caption?
+#
+# Three numbers tell a defence at work from one that collapses: how often a clean image's caption names its true object,
+# how often a planted image's does, and how many different captions are in use.
+
+# %%
+if "otcclip" in runs:
+    warmup = otclib.defenses.load("otcclip").warmup
+    fig = plots.assignments(logs["otcclip"], warmup)
+    fig.savefig(figures / "assignments.png", dpi=150)
+
+# %% [markdown]
+# Planted images, with the attacker's caption (vermilion) and the one that transport gave them instead (green). It was
+# somebody else's caption, of another image of the same thing.
+
+# %%
+if "otcclip" in runs:
+    table = Dataset.from_parquet(str(runs["otcclip"] / "pairs.parquet"))
+    planted = set(manifest["id"])
+    caption = dict(zip(poisoned["id"], poisoned["caption"]))
+    moved = [k for k, row in enumerate(table) if row["id"] in planted and not row["kept"]]
+    rows = []
+    for k in moved[:: max(1, len(moved) // 6)][:6]:
+        given = caption[table[k]["caption_from"]]
+        rows.append({"image": poisoned[k]["image"], "caption": poisoned[k]["caption"], "given": given, "planted": True})
+    if rows:
+        fig = plots.rematched(rows, "planted pairs, re-matched")
+        fig.savefig(figures / "rematched.png", dpi=150)
+
+# %% [markdown]
+# ## Clean and planted pairs, apart
+#
+# The undefended model has learned the planted pairs by heart: their captions are as near as any. Under OTCCLIP they
+# never became pairs, and stay far.
+
+# %%
+distances = {}
+for name, run in runs.items():
+    table = Dataset.from_parquet(str(run / "pairs.parquet"))
+    d = np.array(table["own_distance"])
+    is_planted = np.isin(np.array(table["id"]), np.array(manifest["id"]))
+    distances[name] = (d[~is_planted], d[is_planted])
+fig = plots.separation(distances)
+fig.savefig(figures / "separation.png", dpi=150)
+
+# %% [markdown]
+# ## Summary
+#
+# - Without a defence the planted pairs are learned like any others, a little later than the objects.
+# - OTCCLIP uses that delay: once objects are known, a caption that names none of them is *far*, and is replaced.
+# - A pair whose own caption is near keeps it. Re-assigning every caption would make a few captions serve all images.
+#
+# ## Exercises
+#
+# 1. Train with `keep=1.0` (every pair stays) in another folder. What is left of the defence?
+# 2. Train with `keep=0.0` (no pair stays), and watch `distinct_captions`.
+# 3. Set `warmup=8`. What does the attacker gain, and why?

@@ -1,0 +1,69 @@
+"""``make demo``: the four notebooks in their order, executed by papermill, with the runs in one folder.
+
+    python -m otclib.demo --out runs/demo            # the whole story
+    python -m otclib.demo --out runs/try --fast      # the same in a minute or two, on too little data to learn from
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from otclib import results
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+STORY = ("01_poisoning", "02_defense_training", "03_transport_plans", "04_attack_success")
+
+
+def execute(name: str, target: Path, parameters: dict) -> None:
+    """Execute one notebook; what it prints is shown as it comes. The notebook's own folder is not touched."""
+    import nbformat
+    import papermill
+
+    logging.basicConfig(format="    %(message)s", level=logging.WARNING, stream=sys.stdout)
+    logging.getLogger("papermill").setLevel(logging.INFO)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part.ipynb")
+    papermill.execute_notebook(
+        NOTEBOOKS / f"{name}.ipynb",
+        part,
+        parameters=parameters,
+        progress_bar=False,
+        log_output=True,
+        stdout_file=sys.stdout,
+    )
+    notebook = nbformat.read(part, as_version=4)
+    for part_of in (notebook, *notebook.cells):  # times and paths of one machine are no part of the document
+        part_of.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    nbformat.write(notebook, part)
+    part.replace(target)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="python -m otclib.demo", description=__doc__.split("\n")[0])
+    p.add_argument("--out", type=Path, default=Path("runs/demo"))
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--fast", action="store_true")
+    p.add_argument("--publish", action="store_true", help="copy the executed notebooks and their figures to the repository")
+    a = p.parse_args(arguments)
+    start = time.perf_counter()
+    for k, name in enumerate(STORY, 1):
+        print(f"\n[{k}/{len(STORY)}] {name}   ({time.perf_counter() - start:.0f} s so far)", flush=True)
+        parameters = {"out": str(a.out), "seed": a.seed, "fast": a.fast, "INTERACTIVE": False}
+        execute(name, a.out / "notebooks" / f"{name}.ipynb", parameters)
+        if a.publish:
+            shutil.copy(a.out / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb")
+    folder = a.out.with_name(a.out.name + "-fast") if a.fast else a.out
+    print(f"\n{results.table([folder / 'clip', folder / 'otcclip'])}")
+    print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes.")
+    print(f"Runs and figures: {folder}    executed notebooks: {a.out / 'notebooks'}")
+
+
+if __name__ == "__main__":
+    main()

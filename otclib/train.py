@@ -1,0 +1,50 @@
+"""``python -m otclib.train``: ``otclib.train`` on the command line (also under ``accelerate launch``)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from otclib import attacks, data
+from otclib.training import train
+
+
+def main(arguments: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="python -m otclib.train", description="Poison a set, train under a defence, evaluate.")
+    p.add_argument("--out", required=True, help="run folder; an unfinished run is resumed")
+    p.add_argument("--dataset", default="scenes", help=f"one of {', '.join(data.NAMES)}")
+    p.add_argument("--root", help="where a copy of the dataset lies")
+    p.add_argument("--size", type=int, help="number of pairs, default all")
+    p.add_argument("--attack", nargs="*", default=["targeted", "badnets"], help=f"of {', '.join(attacks.ATTACKS)}; none: clean")
+    p.add_argument("--defense", default="otcclip")
+    p.add_argument("--model", default="small", help="'small' or an open_clip name")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--epochs", type=int)
+    p.add_argument("--batch-size", type=int, default=128)
+    p.add_argument("--lr", type=float, default=3e-3)
+    p.add_argument("--options", type=json.loads, default={}, help="the defence's options, as JSON")
+    a = p.parse_args(arguments)
+    try:
+        planned = [attacks.load(name) for name in a.attack]
+        pairs, manifest = data.load(a.dataset, root=a.root, size=a.size, seed=a.seed), None
+        if planned:
+            pairs, manifest = attacks.plant(pairs, planned, seed=a.seed)
+        run = train(
+            pairs,
+            manifest=manifest,
+            defense=a.defense,
+            model=a.model,
+            out=a.out,
+            seed=a.seed,
+            epochs=a.epochs,
+            batch_size=a.batch_size,
+            lr=a.lr,
+            **a.options,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        p.exit(2, f"otclib.train: {error}\n")
+    print((run / "metrics.json").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Small poisoned sets and one tiny trained run of each defence, shared by the tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+
+import otclib
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """The tests draw their own scenes: nothing of the user's cache is read or written."""
+    os.environ["OTCLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+
+
+@pytest.fixture(scope="session")
+def pairs(cache):
+    return otclib.data.load("scenes", size=400, seed=5)
+
+
+@pytest.fixture(scope="session")
+def poisoned(pairs):
+    planned = [otclib.attacks.load("targeted", targets=4, copies=3), otclib.attacks.load("badnets", rate=0.02)]
+    return otclib.attacks.plant(pairs, planned, seed=5)
+
+
+@pytest.fixture(scope="session")
+def small():
+    torch.manual_seed(0)
+    return otclib.models.load("small")
+
+
+@pytest.fixture(scope="session")
+def runs(poisoned, tmp_path_factory):
+    """{defence: finished run folder}, two epochs on 408 pairs."""
+    table, manifest = poisoned
+    options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100}}
+    return {
+        name: otclib.train(
+            table, manifest=manifest, defense=name, out=tmp_path_factory.mktemp("runs") / name, seed=5, epochs=2, **extra
+        )
+        for name, extra in options.items()
+    }

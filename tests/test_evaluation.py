@@ -1,0 +1,117 @@
+"""Evaluation: the definitions, on cases small enough to count by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+import otclib
+from otclib import evaluation, results
+
+
+def test_success_rate_leaves_the_target_class_out_twice():
+    true = torch.tensor([0, 0, 1, 2, 2, 2])
+    predicted = torch.tensor([0, 1, 0, 0, 0, 1])
+    # target 0: rows 0 and 1 show it and count nowhere; of the other four, rows 2, 3, 4 are called 0
+    assert evaluation.success_rate(predicted, true, 0) == 3 / 4
+    # target 1: row 2 is out; of the other five, rows 1 and 5
+    assert evaluation.success_rate(predicted, true, 1) == pytest.approx(2 / 5)
+    assert evaluation.success_rate(predicted[:2], true[:2], 0) is None
+
+
+def test_coverage_by_hand():
+    cover = evaluation.coverage([0.25, 0.0, 0.75, 0.5], 4).reshape(4, 4)
+    assert np.array_equal(cover, [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert evaluation.coverage([0.0, 0.0, 0.125, 1.0], 4).reshape(4, 4)[0].tolist() == [0.5, 0, 0, 0]
+
+
+def test_coverage_of_any_box_is_its_area():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        (x0, x1), (y0, y1) = np.sort(rng.random((2, 2)))
+        assert evaluation.coverage([x0, y0, x1, y1], 8).mean() == pytest.approx((x1 - x0) * (y1 - y0))
+
+
+def test_targets_are_counted_once_each(poisoned):
+    targets = evaluation.Targets.of(poisoned[1], 64)
+    assert len(targets.source) == 4 and targets.images.shape == (4, 3, 64, 64)
+    assert all(s != t for s, t in zip(targets.source, targets.target))
+    clean = poisoned[1].filter(lambda row: row["kind"] == "badnets")
+    assert evaluation.Targets.of(clean, 64) is None
+
+
+class Oracle(torch.nn.Module):
+    """A stand-in whose embedding of an image is the one-hot of its top left pixel."""
+
+
+def test_attack_metrics_with_an_oracle(monkeypatch, pairs):
+    """Predictions are fixed; every count must follow."""
+    test = otclib.data.load("scenes", split="test", size=40)
+    classes = otclib.data.classes(test)
+    target = classes[0]
+    truth = torch.tensor([classes.index(label) for label in test["label"]])
+    _, manifest = otclib.attacks.load("badnets", target=target, rate=0.02).poison(pairs, seed=0)
+    plain = otclib.data.image_tensor(test, 64)
+    monkeypatch.setattr(evaluation, "class_embeddings", lambda *a: None)
+
+    def classify(model, images, embeddings):
+        stamped = (images != plain).flatten(1).any(1)
+        wrong = (torch.arange(len(images)) % 4 == 0) & stamped  # the trigger works on three of four
+        return torch.where(stamped & ~wrong, torch.zeros_like(truth), truth)
+
+    monkeypatch.setattr(evaluation, "classify", classify)
+    out = evaluation.attack_metrics(None, None, manifest, test, plain)
+    others = [k for k in range(40) if truth[k] != 0]
+    assert out["zero_shot_top1"] == 1.0
+    assert out["attack_success_rate"] == pytest.approx(sum(k % 4 != 0 for k in others) / len(others))
+    assert out["untriggered_target_rate"] == 0.0
+
+
+def test_metrics_of_a_run(runs):
+    keys = {
+        "zero_shot_top1", "attack_success_rate", "untriggered_target_rate", "targets_hit", "targets",
+        "linear_probe/scenes", "linear_probe/digits", "image_to_text_recall_at_1", "text_to_image_recall_at_1",
+        "poison_auroc", "plan_pointing_accuracy", "plan_mass_ratio", "cosine_mass_ratio", "seconds_per_epoch",
+        "poison_rate/badnets", "poison_rate/targeted",
+    }
+    for run in runs.values():
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert keys <= set(metrics)
+        assert all(not isinstance(v, (list, dict)) for v in metrics.values())
+        assert metrics["targets"] == 4 and 0 <= metrics["targets_hit"] <= 4
+        assert metrics["poison_rate/targeted"] == 12 / metrics["pairs"]
+        for key in keys - {"targets_hit", "targets", "plan_mass_ratio", "cosine_mass_ratio", "seconds_per_epoch"}:
+            assert 0 <= metrics[key] <= 1, key
+
+
+@torch.no_grad()
+def test_word_maps_are_distributions(small):
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    maps = evaluation.word_maps(small[0], small[2], images, ["a red star", "a photo of a sun on the sand"], 0.1)
+    for m in maps.values():
+        assert torch.allclose(m.sum(1)[1, 1:9], torch.ones(8), atol=1e-3)
+        assert (m[:, :, 0] == 0).all(), "the start token is no word"
+
+
+def test_evaluate_needs_a_finished_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a finished run"):
+        otclib.evaluate(tmp_path)
+
+
+def test_table(runs):
+    text = results.table(runs.values())
+    assert "| clip | otcclip |" in text and "zero-shot top-1" in text and "badnets poison rate" in text
+    two = results.table([{"defense": "clip", "targets_hit": 3}, {"defense": "clip", "targets_hit": 5}])
+    assert "4 (3 to 5)" in two
+    with pytest.raises(FileNotFoundError, match="metrics.json"):
+        results.read(runs["clip"].parent)
+
+
+def test_poison_auroc_by_hand(tmp_path):
+    table = Dataset.from_dict({"id": list("abcd"), "own_distance": [0.1, 0.9, 0.2, 0.15]})
+    table.to_parquet(str(tmp_path / "pairs.parquet"))
+    manifest = Dataset.from_dict({"id": ["b", "d"]})
+    assert evaluation.poison_auroc(tmp_path, manifest) == 3 / 4
+    assert evaluation.poison_auroc(tmp_path, None) is None

@@ -1,0 +1,94 @@
+"""Losses, on cases small enough to compute by hand."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from otclib import losses
+from otclib.models import Features
+
+
+def tokens(*vectors):
+    t = F.normalize(torch.tensor(vectors, dtype=torch.float32), dim=-1)
+    return t
+
+
+def features(token_sets):
+    t = torch.stack(token_sets)
+    return Features(F.normalize(t.mean(1), dim=-1), t, torch.ones(t.shape[:2]).bool())
+
+
+def test_symmetric_cross_entropy_by_hand():
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    rows = [math.log(math.exp(d) + 2) - d for d in (2, 1, 3)]
+    assert math.isclose(float(losses.symmetric_cross_entropy(logits)), sum(rows) / 3, rel_tol=1e-5)
+
+
+def test_rows_and_columns_both_count():
+    logits = torch.tensor([[1.0, 5.0], [0.0, 1.0]])
+    rows = (math.log(math.e + math.exp(5)) - 1 + math.log(1 + math.e) - 1) / 2
+    columns = (math.log(math.e + 1) - 1 + math.log(math.exp(5) + math.e) - 1) / 2
+    assert math.isclose(float(losses.symmetric_cross_entropy(logits)), (rows + columns) / 2, rel_tol=1e-5)
+
+
+def test_equal_captions_are_no_negatives():
+    logits = torch.zeros(3, 3)
+    same = torch.tensor([4, 4, 9])
+    expected = (2 * math.log(2) + math.log(3)) / 3
+    assert math.isclose(float(losses.symmetric_cross_entropy(logits, same)), expected, rel_tol=1e-5)
+
+
+def test_contrastive_is_clip_loss():
+    v, t = F.normalize(torch.randn(5, 8), dim=-1), F.normalize(torch.randn(5, 8), dim=-1)
+    from open_clip import ClipLoss
+
+    assert torch.allclose(losses.contrastive(v, t, torch.tensor(7.0)), ClipLoss()(v, t, torch.tensor(7.0)))
+
+
+def test_transport_similarity_of_permuted_tokens_is_one():
+    x = [tokens([1, 0, 0], [0, 1, 0]), tokens([0, 0, 1], [1, 0, 0])]
+    y = [t.flip(0) for t in x]
+    s = losses.transport_similarity(features(x), features(y), reg=0.02, max_iter=200)
+    # the off-diagonal sets share one of two tokens: half of the mass travels for free
+    assert torch.allclose(s, torch.tensor([[1.0, 0.5], [0.5, 1.0]]), atol=1e-2)
+
+
+def test_large_reg_gives_the_mean_tokens():
+    x, y = (features([F.normalize(torch.randn(4, 6), dim=-1) for _ in range(3)]) for _ in range(2))
+    s = losses.transport_similarity(x, y, reg=1e4)
+    assert torch.allclose(s, x.tokens.mean(1) @ y.tokens.mean(1).T, atol=1e-4)
+
+
+def test_gradients_reach_both_sides_and_are_finite():
+    x, y = (torch.randn(3, 4, 6, requires_grad=True) for _ in range(2))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    fx = Features(F.normalize(x.mean(1), dim=-1), F.normalize(x, dim=-1), torch.ones(3, 4).bool())
+    fy = Features(F.normalize(y.mean(1), dim=-1), F.normalize(y, dim=-1), mask)
+    losses.inter_modal(fx, fy, torch.tensor(10.0), 0.1).backward()
+    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+    assert torch.isfinite(y.grad).all() and (y.grad[0, 2:] == 0).all()
+
+
+def test_coarse_averages_neighbours():
+    t = torch.zeros(1, 16, 4)
+    t[0, :, 0] = 1
+    t[0, [0, 1, 4, 5]] = torch.tensor([0.0, 1, 0, 0])  # the upper left 2 x 2 block
+    out = losses.coarse(Features(t[:, 0], t, torch.ones(1, 16).bool()), keep=4)
+    assert torch.allclose(out.tokens[0], torch.tensor([[0.0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]))
+
+
+def test_drop_words_is_a_shorter_caption(small):
+    tokenizer = small[2]
+    text = tokenizer(["a photo of a red star", "star", ""])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        out = losses.drop_words(text, 0.9, generator)
+        for before, after in zip(text.tolist(), out.tolist()):
+            words = [w for w in after if w not in (0, 49406, 49407)]
+            assert after[0] == 49406 and after[len(words) + 1] == 49407 and not any(after[len(words) + 2 :])
+            had = [w for w in before if w not in (0, 49406, 49407)]
+            assert (len(words) >= 1) == (len(had) >= 1)
+            remaining = iter(had)
+            assert all(w in remaining for w in words), "order is kept"
+    assert torch.equal(losses.drop_words(text, 0.0), text)

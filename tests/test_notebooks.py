@@ -1,0 +1,62 @@
+"""Every notebook is in step with its .py, carries outputs, and runs from its parameters alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from otclib import demo
+
+NOTEBOOKS = sorted(demo.NOTEBOOKS.glob("*.ipynb"))
+
+
+def test_the_story_is_there():
+    assert [p.stem for p in NOTEBOOKS if p.stem in demo.STORY] == list(demo.STORY)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_paired(path):
+    text = jupytext.read(path.with_suffix(".py"))
+    notebook = nbformat.read(path, as_version=4)
+    ours = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    assert [(c.cell_type, c.source.strip()) for c in ours] == [(c.cell_type, c.source.strip()) for c in text.cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_executed_and_small(path):
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert outputs, "never executed"
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o for o in outputs if o.output_type == "stream" and "Warning" in o.text]
+    assert path.stat().st_size < 1_000_000
+    parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(parameters) == 1 and "seed" in parameters[0].source and "fast" in parameters[0].source
+    assert str(Path.home()) not in json.dumps(notebook)
+
+
+def test_the_whole_story_fast(tmp_path):
+    """`make demo` with the fast setting: four notebooks, two runs, the table; then one notebook alone, elsewhere."""
+    # half a minute of work: a process of its own, so that kernels find the test's cache and nothing of this process
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "otclib.demo", "--out", str(tmp_path / "demo"), "--fast"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=demo.NOTEBOOKS.parent)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "| zero-shot top-1, % |" in done.stdout
+    for name in ("clip", "otcclip"):
+        assert "attack_success_rate" in json.loads((tmp_path / "demo-fast" / name / "metrics.json").read_text())
+    for name in demo.STORY:
+        notebook = nbformat.read(tmp_path / "demo" / "notebooks" / f"{name}.ipynb", as_version=4)
+        streams = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
+        assert not [o.text for o in streams if o.name == "stderr"], name
+    assert {p.stem for p in (tmp_path / "demo-fast" / "figures").iterdir()} >= {"contact_sheet", "comparison", "grounding"}
+
+
+def test_a_chapter_alone_makes_what_it_lacks(tmp_path):
+    demo.execute("04_attack_success", tmp_path / "alone.ipynb", {"out": str(tmp_path / "alone"), "fast": True})
+    assert (tmp_path / "alone-fast" / "otcclip" / "metrics.json").exists()

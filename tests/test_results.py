@@ -1,0 +1,59 @@
+"""Figures are drawn from plain arrays, and say what they show."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from otclib import plots
+
+LOG = [
+    {"epoch": e, "zero_shot_top1": e / 5, "attack_success_rate": None, "targets_hit": e, "clean_named": 0.9,
+     "poison_named": 0.1 * e, "distinct_captions": 0.8, "poison_kept": 0.5}
+    for e in range(1, 5)
+]
+IMAGE = np.full((64, 64, 3), 120, np.uint8)
+ROW = {"image": IMAGE, "original_caption": "a star", "poison_caption": "a sun", "caption": "a star", "given": "a sun", "planted": True}
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.contact_sheet([IMAGE] * 5, ["a star"] * 5, columns=3),
+        lambda: plots.planted_pairs([ROW] * 3, "planted"),
+        lambda: plots.trigger(np.stack([IMAGE] * 3), np.stack([IMAGE] * 3)),
+        lambda: plots.learning_curves({"clip": LOG, "otcclip": LOG}),
+        lambda: plots.assignments(LOG, warmup=2),
+        lambda: plots.separation({"clip": (np.random.rand(50), np.random.rand(9))}),
+        lambda: plots.rematched([ROW] * 2),
+        lambda: plots.word_overlays(IMAGE, ["a", "star"], np.random.rand(2, 8, 8), [None, [0.1, 0.2, 0.5, 0.6]]),
+        lambda: plots.plan_matrix(np.full((64, 3), 1 / 192), ["a", "red", "star"]),
+        lambda: plots.reg_sweep(IMAGE, "star", {0.1: np.random.rand(8, 8)}, {0.1: 0.4}),
+        lambda: plots.grounding(
+            {"mass_chance": 0.1, "plan_mass_on_object": 0.4, "cosine_mass_on_object": 0.2, "softmax_mass_on_object": 0.3}
+        ),
+        lambda: plots.comparison({"clip": LOG, "otcclip": LOG[:1]}),
+    ],
+)
+def test_draws(draw, tmp_path):
+    fig = draw()
+    fig.savefig(tmp_path / "figure.png", dpi=50)
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_bars_have_the_heights_of_their_numbers():
+    ax = plots.comparison({"clip": LOG, "otcclip": LOG[:1]}).axes[2]
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == pytest.approx([2.5, 1.0])
+    assert [p.get_width() for p in plots.grounding(
+        {"mass_chance": 0.1, "plan_mass_on_object": 0.4, "cosine_mass_on_object": 0.2, "softmax_mass_on_object": 0.3}
+    ).axes[0].patches] == pytest.approx([10, 20, 30, 40])
