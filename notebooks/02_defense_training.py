@@ -20,6 +20,10 @@
 #
 # with $w$ = `global_weight`, $\varepsilon$ = `reg`, $a$, $b$ uniform, $\bar v, \bar t$ the pooled features.
 #
+# A pair is **near** when the caption is among the nearest 5 % (`keep`) of a pool of captions for this image, *and* the
+# image among the nearest 5 % of a pool of images for this caption. After a short warm-up, before every epoch: a near pair
+# stays; else the image takes the nearest caption of the pool, if *that* pair is near; else it sits the epoch out.
+#
 # **This is a reconstruction.** Of the paper (arXiv 2509.18717) we could read the abstract and summaries only. Which
 # captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
 
@@ -77,7 +81,7 @@ fig.savefig(figures / "learning_curves.png", dpi=150)
 # ## Who was given which caption?
 #
 # Three numbers tell a defence at work from one that collapses: how often a clean image's caption names its true object,
-# how often a planted image's does, and how many different captions are in use.
+# how often a planted image's does, and how many different captions are in use. (Images that sit an epoch out have none.)
 
 # %%
 if "otcclip" in runs:
@@ -94,7 +98,7 @@ if "otcclip" in runs:
     table = Dataset.from_parquet(str(runs["otcclip"] / "pairs.parquet"))
     planted = set(manifest["id"])
     caption = dict(zip(poisoned["id"], poisoned["caption"]))
-    moved = [k for k, row in enumerate(table) if row["id"] in planted and not row["kept"]]
+    moved = [k for k, row in enumerate(table) if row["id"] in planted and row["fate"] == "re-matched"]
     rows = []
     for k in moved[:: max(1, len(moved) // 6)][:6]:
         given = caption[table[k]["caption_from"]]
@@ -124,10 +128,11 @@ fig.savefig(figures / "separation.png", dpi=150)
 #
 # - Without a defence the planted pairs are learned like any others, a little later than the objects.
 # - OTCCLIP uses that delay: once objects are known, a caption that names none of them is *far*, and is replaced.
-# - A pair whose own caption is near keeps it. Re-assigning every caption would make a few captions serve all images.
+# - A pair that is near stays. Re-assigning every caption would make a few captions serve all images.
+# - Both sides must agree: captions of other images tell a targeted pair, images of other captions tell a triggered one.
 #
 # ## Exercises
 #
 # 1. Train with `keep=1.0` (every pair stays) in another folder. What is left of the defence?
-# 2. Train with `keep=0.0` (no pair stays), and watch `distinct_captions`.
+# 2. Train with `global_weight=1.0`: no transport in the matching. Which of the two attacks gains by it?
 # 3. Set `warmup=8`. What does the attacker gain, and why?

@@ -197,7 +197,7 @@ def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
     Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
     """
     image = pooled(model, data.image_tensor(val, models.image_size(model)))
-    captions = list(val["caption"])
+    captions = val["caption"][:]
     device = next(model.parameters()).device
     text = models.encode_text(model, tokenizer(captions).to(device)).pooled
     similarity = image @ text.T
@@ -215,7 +215,7 @@ def poison_auroc(run: Path, manifest: Dataset | None) -> float | None:
         return None
     pairs = Dataset.from_parquet(str(run / "pairs.parquet"))
     planted = set(manifest["id"])
-    return float(roc_auc_score([id in planted for id in pairs["id"]], pairs["own_distance"]))
+    return float(roc_auc_score([id in planted for id in pairs["id"][:]], pairs["own_distance"]))
 
 
 # -- plan grounding --------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_
     ``*_mass_ratio``, the first over the second; ``*_pointing_accuracy``, how often the heaviest cell's centre lies in
     the box. ``*`` is ``plan``, ``cosine`` or ``softmax``, see ``word_maps``.
     """
-    captions = list(val["caption"])
+    captions = val["caption"][:]
     maps = word_maps(model, tokenizer, data.image_tensor(val, models.image_size(model)), captions, reg)
     maps = {k: m.cpu().numpy() for k, m in maps.items()}
     side = round(maps["plan"].shape[1] ** 0.5)

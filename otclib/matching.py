@@ -25,7 +25,8 @@ from torch import Tensor
 from otclib.models import Features
 from otclib.transport import sinkhorn
 
-MATCH_TOL, MATCH_ITER = 1e-3, 200  # a plan for ranking captions: its cost is right to about tol * max C
+MATCH_TOL, MATCH_ITER = 1e-3, 500  # a plan's cost is then right to about tol * max C
+COARSE = {"tol": 1e-2, "max_iter": 30}  # for ranking within a training set, which is done a million times
 
 
 @dataclass
@@ -123,20 +124,26 @@ def _combine(cosine: Tensor, transport: Tensor, global_weight: float) -> Tensor:
 
 
 def distances(
-    images: Features, captions: Features, candidates: Tensor, reg: float, global_weight: float = 0.0
+    images: Features,
+    captions: Features,
+    candidates: Tensor,
+    reg: float,
+    global_weight: float = 0.0,
+    tol: float = MATCH_TOL,
+    max_iter: int = MATCH_ITER,
 ) -> Tensor:
     """The distance of image i to each of its candidate captions ``candidates[i]`` [B, K] -> [B, K]."""
     out = []
-    chunk = max(1, 2**23 // max(1, candidates.shape[1] * images.tokens.shape[1] * captions.tokens.shape[1]))
+    # a few MiB at a time: what the allocator hands out again stays in the cache
+    chunk = max(1, 2**20 // max(1, candidates.shape[1] * images.tokens.shape[1] * captions.tokens.shape[1]))
     for k in range(0, len(images), chunk):
         v, some = images[slice(k, k + chunk)], candidates[k : k + chunk]
         t = captions[some.reshape(-1)]
-        words = t.tokens.view(*some.shape, *t.tokens.shape[1:])  # (B, K, M, D)
-        mask = t.mask.view(*some.shape, -1)
-        B, K, M, _ = words.shape
-        C = 1 - torch.einsum("bnd,bkmd->bknm", v.tokens, words).flatten(0, 1)  # (BK, N, M)
-        a = v.mask[:, None].expand(B, K, -1).flatten(0, 1).float()
-        plan = sinkhorn(C, a, mask.flatten(0, 1).float(), reg=reg, tol=MATCH_TOL, max_iter=MATCH_ITER)
+        B, K = some.shape
+        words = t.tokens.view(B, -1, t.tokens.shape[-1])  # (B, KM, D)
+        C = (1 - words @ v.tokens.transpose(1, 2)).view(B * K, -1, v.tokens.shape[1])  # (BK, M, N): words by places
+        a = v.mask[:, None].expand(B, K, -1).reshape(B * K, -1).float()
+        plan = sinkhorn(C, t.mask.float(), a, reg=reg, tol=tol, max_iter=max_iter)
         cosine = torch.einsum("bd,bkd->bk", v.pooled, t.pooled.view(B, K, -1))
         out.append(_combine(cosine, plan.cost.view(B, K), global_weight))
     return torch.cat(out)
@@ -144,10 +151,10 @@ def distances(
 
 @dataclass
 class Ranking:
-    """Where an image's own caption stands against a pool.
+    """Where one's own partner stands against a pool of others.
 
-    ``nearest`` [B]: the pool's nearest caption; ``nearest_distance`` [B]; ``own_distance`` [B]; ``own_rank`` [B]: the
-    share of the pool that is nearer than the own caption, counted up to ``share`` and 1.0 beyond.
+    ``nearest`` [B]: the pool's nearest; ``nearest_distance`` [B]; ``own_distance`` [B]; ``own_rank`` [B]: the share of
+    the pool that is nearer than the own partner, counted up to ``share`` and 1.0 beyond.
     """
 
     nearest: Tensor
@@ -157,16 +164,21 @@ class Ranking:
 
 
 def rank_own(
-    images: Features, own: Features, pool: Features, *, reg: float, share: float, global_weight: float = 0.0
+    x: Features, own: Features, pool: Features, *, reg: float, share: float, global_weight: float = 0.0
 ) -> Ranking:
-    """Compare every image's own caption with the pool's nearest ``share`` (by bound; these are solved by transport)."""
-    top = min(len(pool), max(1, round(share * len(pool))))
-    # the mean tokens and pooled features order the pool, transport decides among the first
-    cheap = lower_bound(images, pool, max(global_weight, 0.5))
-    candidates = cheap.topk(top, dim=1, largest=False).indices
-    d = distances(images, pool, candidates, reg, global_weight)
-    own_d = distances(images, own, torch.arange(len(images), device=d.device)[:, None], reg, global_weight)[:, 0]
+    """Rank the partner ``own[i]`` of every ``x[i]`` among ``pool``, whose nearest ``share`` (by bound) is solved.
+
+    Distances are symmetric, so x may be images and the others captions, or the other way round.
+    """
+    top = min(len(pool), max(1, round(share * len(pool)) + 1))
+    # the mean tokens and pooled features choose the candidates, transport decides among them
+    candidates = lower_bound(x, pool, max(global_weight, 0.5)).topk(top, dim=1, largest=False).indices
+    each = torch.arange(len(x), device=candidates.device)[:, None]
+    d = distances(x, pool, candidates, reg, global_weight, **COARSE)
+    own_d = distances(x, own, each, reg, global_weight, **COARSE)[:, 0]
     nearest_d, at = d.min(1)
     nearer = (d < own_d[:, None] - 1e-6).sum(1)
     rank = torch.where(nearer < top, nearer / len(pool), torch.ones_like(own_d))
+    if top == len(pool):
+        rank = nearer / len(pool)
     return Ranking(candidates.gather(1, at[:, None])[:, 0], nearest_d, own_d, rank)

@@ -90,26 +90,35 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
     return fig
 
 
-def assignments(log: Sequence[Mapping], warmup: int | None = None) -> Figure:
-    """The three numbers to watch: does a clean image's caption name its object, a planted one's, and is there variety?"""
-    series = (
-        ("clean_named", "clean image: caption names its object", CLEAN, "o"),
-        ("poison_named", "planted image: caption names its true object", POISON, "s"),
-        ("distinct_captions", "distinct captions in use", NEUTRAL, "^"),
-        ("poison_kept", "planted image keeps the attacker's caption", POISON, "x"),
+def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
+    """Left: does the caption in use name what the image shows, and is there variety? Right: who keeps the own caption?"""
+    panels = (
+        (
+            "what the caption in use says",
+            (
+                ("clean_named", "names a clean image's object", CLEAN, "o-"),
+                ("poison_named", "names a planted image's true object", POISON, "s-"),
+                ("distinct_captions", "distinct captions / images", NEUTRAL, "^--"),
+            ),
+        ),
+        (
+            "who keeps the caption it came with",
+            (("clean_kept", "clean images", CLEAN, "o-"), ("poison_kept", "planted images", POISON, "s-")),
+        ),
     )
-    fig, ax = plt.subplots(figsize=(6.4, 3.3))
-    for key, label, colour, marker in series:
-        points = [(line["epoch"], 100 * line[key]) for line in log if line.get(key) is not None]
-        style = "--" if key in ("distinct_captions", "poison_kept") else "-"
-        if points:
-            ax.plot(*zip(*points), style, color=colour, marker=marker, markersize=4, label=label)
-    if warmup:
-        ax.axvspan(0.5, warmup + 0.5, color="0.93", zorder=0)
-        ax.text(0.6, 50, "warm-up:\nown captions", fontsize=8, color="0.35", va="center")
-    ax.set(xlabel="epoch", ylabel="share of images, %", ylim=(-3, 104), xlim=(0.5, len(log) + 0.5))
-    ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _clean_axes(ax)
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), sharey=True)
+    for ax, (title, series) in zip(axes, panels):
+        for key, label, colour, style in series:
+            points = [(line["epoch"], 100 * line[key]) for line in log if line.get(key) is not None]
+            if points:
+                ax.plot(*zip(*points), style, color=colour, markersize=4, label=label)
+        if warmup:
+            ax.axvspan(0.5, warmup + 0.5, color="0.93", zorder=0)
+            ax.text(0.5 + warmup / 2, 50, "warm-up:\nown captions", fontsize=8, color="0.35", ha="center", va="center")
+        ax.set(title=title, xlabel="epoch", ylim=(-3, 104), xlim=(0.5, len(log) + 0.5))
+        ax.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.52))
+        _clean_axes(ax)
+    axes[0].set_ylabel("share, %")
     fig.tight_layout()
     return fig
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -54,11 +55,13 @@ class Towers(nn.Module):
 class Trainer:
     """What a defence sees of the training: the towers, the table, who is paired with whom, and the clock."""
 
+    LEFT_OUT = -1  # in caption_of: this image sits the epoch out
+
     def __init__(self, pairs: Dataset, model: nn.Module, tokenizer, accelerator: Accelerator, seed: int):
         self.pairs, self.model, self.device = pairs, model, accelerator.device
         self.towers = accelerator.prepare(Towers(model))
         self.images = data.image_tensor(pairs, models.image_size(model))
-        self.text = tokenizer(list(pairs["caption"]))
+        self.text = tokenizer(pairs["caption"][:])
         self.caption_of = torch.arange(len(pairs))  # the row whose caption each image is trained with
         self.rng = torch.Generator().manual_seed(seed)
         self.epoch = 0
@@ -82,7 +85,8 @@ class Trainer:
         return self.normalize(images)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        order = torch.randperm(len(self.pairs), generator=self.rng)
+        used = (self.caption_of != self.LEFT_OUT).nonzero()[:, 0]
+        order = used[torch.randperm(len(used), generator=self.rng)]
         for rows in order.split(size):
             if len(rows) == size or len(order) < size:
                 caption = self.caption_of[rows]
@@ -90,10 +94,10 @@ class Trainer:
                 yield Batch(self.images[rows].to(self.device), text.to(self.device), rows, caption.to(self.device))
 
     @torch.no_grad()
-    def encode_images(self, size: int = 500) -> Iterator[tuple[Tensor, Features]]:
-        """Features of all images as they are (no augmentation), in order."""
+    def encode_images(self, rows: Tensor | None = None, size: int = 500) -> Iterator[tuple[Tensor, Features]]:
+        """Features of the images of ``rows`` (default: all, in order) as they are, without augmentation."""
         self.model.eval()
-        for rows in torch.arange(len(self.pairs)).split(size):
+        for rows in (torch.arange(len(self.pairs)) if rows is None else rows).split(size):
             yield rows, models.encode_image(self.model, self.normalize(self.images[rows].to(self.device)))
         self.model.train()
 
@@ -109,13 +113,22 @@ class Trainer:
         return features
 
 
-def optimizer(model: nn.Module, lr: float, weight_decay: float, steps: int):
-    """AdamW with decay on matrices only, and a one-cycle schedule over all ``steps``."""
+def optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW with decay on matrices only."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    opt = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
-    return opt, torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=max(2, steps), pct_start=0.15)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+def learning_rate(progress: float, peak: float, warm: float = 0.05) -> float:
+    """Linear warm-up over the first ``warm`` of the training, then half a cosine to zero; progress in [0, 1].
+
+    It follows the share of the training that is over, not a count of steps: a defence may leave pairs out.
+    """
+    if progress < warm:
+        return peak * (progress + 1e-3) / (warm + 1e-3)
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
 
 
 def train(
@@ -127,7 +140,7 @@ def train(
     out: str | Path,
     seed: int = 0,
     epochs: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 0.1,
     watch: Dataset | None = None,
@@ -161,6 +174,8 @@ def train(
         raise ValueError(f"epochs must be at least 1, got {method.epochs}")
     if batch_size < 2 or len(pairs) < 2:
         raise ValueError(f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {batch_size}")
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr}")
     out = _writable(Path(out))
     config = {
         "defense": defense,
@@ -195,21 +210,25 @@ def train(
         os.replace(part, out / "manifest.parquet")
 
     trainer = Trainer(pairs, network.to(accelerator.device), tokenizer, accelerator, seed)
-    steps = max(1, len(pairs) // config["batch_size"]) * method.epochs
-    opt, schedule = optimizer(network, lr, weight_decay, steps)
+    opt = optimizer(network, lr, weight_decay)
     planted = Planted(pairs, manifest)
-    watcher = evaluation.Watcher(network, tokenizer, manifest, watch if watch is not None else evaluation.default_watch(config))
-    log = _resume(out, trainer, opt, schedule)
-    done = trainer.epoch * steps // method.epochs
-    bar = tqdm(total=steps, initial=done, desc=out.name, leave=False, disable=not (progress and sys.stderr.isatty()))
+    watch = watch if watch is not None else evaluation.default_watch(config)
+    watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
+    log = _resume(out, trainer, opt)
+    visible = progress and sys.stderr.isatty()
     while trainer.epoch < method.epochs:
         start = time.perf_counter()
-        trainer.model.train()
         line = {"epoch": trainer.epoch + 1, **method.begin_epoch(trainer)}
         line["seconds_matching"] = time.perf_counter() - start
-        sums: dict[str, float] = {}
-        count = 0
-        for batch in trainer.batches(config["batch_size"]):
+        trainer.model.train()
+        used = int((trainer.caption_of != trainer.LEFT_OUT).sum())
+        if used < 2:
+            raise RuntimeError(f"{defense} left {used} pairs to train on in epoch {trainer.epoch + 1}")
+        steps, sums, count = max(1, used // config["batch_size"]), {}, 0
+        batches = trainer.batches(config["batch_size"])
+        for batch in tqdm(batches, desc=f"{out.name} {line['epoch']}", total=steps, leave=False, disable=not visible):
+            for group in opt.param_groups:
+                group["lr"] = learning_rate((trainer.epoch + count / steps) / method.epochs, lr)
             parts = method.loss(trainer, batch)
             loss = sum(parts.values())
             if not torch.isfinite(loss):
@@ -217,13 +236,11 @@ def train(
             opt.zero_grad()
             accelerator.backward(loss)
             opt.step()
-            schedule.step()
             with torch.no_grad():
-                network.logit_scale.clamp_(0, 4.6052)  # at most 100, as in CLIP
+                network.logit_scale.clamp_(0, math.log(100))  # as in CLIP
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
             count += 1
-            bar.update()
         line |= {f"loss/{name}": value / count for name, value in sums.items()}
         line["seconds"] = time.perf_counter() - start
         line |= planted.look(trainer.caption_of) | watcher.look()
@@ -231,8 +248,7 @@ def train(
             tqdm.write(_spoken(defense, line, method.epochs), file=sys.stdout)
         log.append(line)
         trainer.epoch += 1
-        _checkpoint(out, trainer, opt, schedule, log)
-    bar.close()
+        _checkpoint(out, trainer, opt, log)
 
     _write_pairs(out, trainer, method)
     models.save(network, out / "model.safetensors", str(model))
@@ -258,7 +274,7 @@ def fingerprint(pairs: Dataset) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for id, caption in zip(pairs["id"], pairs["caption"]):
+    for id, caption in zip(pairs["id"][:], pairs["caption"][:]):
         digest.update(f"{id}\t{caption}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -282,45 +298,48 @@ def _writable(out: Path) -> Path:
 
 
 class Planted:
-    """Follows, epoch by epoch, which captions images get: the three numbers that show a defence working or collapsing.
+    """Follows, epoch by epoch, which captions images get: the numbers that show a defence at work, or collapsing.
 
-    ``clean_named``: share of clean images whose assigned caption names their true class; ``poison_named``: the same for
-    planted images; ``distinct_captions``: how many different captions are in use, as a share of the pairs.
+    ``clean_named``: share of the clean images in training whose caption names their true class; ``poison_named``: the
+    same for planted images; ``distinct_captions``: different captions over images in training; ``clean_kept``,
+    ``poison_kept``: share that is trained with its own caption; ``clean_left_out``, ``poison_left_out``: with none.
     """
 
     def __init__(self, pairs: Dataset, manifest: Dataset | None):
-        source = {} if manifest is None else dict(zip(manifest["id"], manifest["source_label"]))
-        self.captions = list(pairs["caption"])
-        self.labels = list(pairs["label"])
-        self.poison = torch.tensor([id in source for id in pairs["id"]])
+        source = {} if manifest is None else dict(zip(manifest["id"][:], manifest["source_label"][:]))
+        self.captions = pairs["caption"][:]
+        self.labels = pairs["label"][:]
+        self.poison = torch.tensor([id in source for id in pairs["id"][:]])
         self.labelled = torch.tensor([label is not None for label in self.labels])
 
     def look(self, caption_of: Tensor) -> dict:
+        used = caption_of != Trainer.LEFT_OUT
         own = caption_of == torch.arange(len(caption_of))
 
         def named(rows: Tensor) -> float | None:
-            rows = (rows & self.labelled).nonzero()[:, 0].tolist()
+            rows = (rows & self.labelled & used).nonzero()[:, 0].tolist()
             hits = sum(data.names(self.captions[caption_of[k]], self.labels[k]) for k in rows)
             return hits / len(rows) if rows else None
 
-        def share(rows: Tensor) -> float | None:
-            return float(own[rows].float().mean()) if bool(rows.any()) else None
+        def share(of: Tensor, rows: Tensor) -> float | None:
+            return float(of[rows].float().mean()) if bool(rows.any()) else None
 
         return {
             "clean_named": named(~self.poison),
             "poison_named": named(self.poison),
-            "clean_reassigned_named": named(~self.poison & ~own),
-            "clean_kept": share(~self.poison),
-            "poison_kept": share(self.poison),
-            "distinct_captions": len(caption_of.unique()) / len(caption_of),
+            "clean_rematched_named": named(~self.poison & ~own),
+            "clean_kept": share(own, ~self.poison),
+            "poison_kept": share(own, self.poison),
+            "clean_left_out": share(~used, ~self.poison),
+            "poison_left_out": share(~used, self.poison),
+            "distinct_captions": len(caption_of[used].unique()) / int(used.sum()),
         }
 
 
-def _checkpoint(out: Path, trainer: Trainer, opt, schedule, log: list[dict]) -> None:
+def _checkpoint(out: Path, trainer: Trainer, opt, log: list[dict]) -> None:
     state = {
         "model": trainer.model.state_dict(),
         "opt": opt.state_dict(),
-        "schedule": schedule.state_dict(),
         "epoch": trainer.epoch,
         "caption_of": trainer.caption_of,
         "rng": trainer.rng.get_state(),
@@ -335,17 +354,20 @@ def _checkpoint(out: Path, trainer: Trainer, opt, schedule, log: list[dict]) -> 
     os.replace(part, out / "log.jsonl")
 
 
-def _resume(out: Path, trainer: Trainer, opt, schedule) -> list[dict]:
+def _resume(out: Path, trainer: Trainer, opt) -> list[dict]:
     if not (out / "checkpoint.pt").exists():
         return []
     state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
     trainer.model.load_state_dict(state["model"])
     opt.load_state_dict(state["opt"])
-    schedule.load_state_dict(state["schedule"])
     trainer.epoch, trainer.caption_of = state["epoch"], state["caption_of"]
     trainer.rng.set_state(state["rng"])
     torch.set_rng_state(state["torch_rng"])
     return state["log"]
+
+
+def _fate(row: int, given: int) -> str:
+    return "kept" if given == row else "left out" if given == Trainer.LEFT_OUT else "re-matched"
 
 
 def _write_pairs(out: Path, trainer: Trainer, method) -> None:
@@ -353,14 +375,14 @@ def _write_pairs(out: Path, trainer: Trainer, method) -> None:
     distance = torch.cat(
         [method.distance(image, trainer.encode_captions(rows)).cpu() for rows, image in trainer.encode_images()]
     )
-    ids = list(trainer.pairs["id"])
-    own = trainer.caption_of == torch.arange(len(ids))
+    ids = trainer.pairs["id"][:]
+    given = trainer.caption_of.tolist()
     table = Dataset.from_dict(
         {
             "id": ids,
             "own_distance": distance.tolist(),
-            "kept": own.tolist(),
-            "caption_from": [ids[k] for k in trainer.caption_of],
+            "fate": [_fate(k, g) for k, g in enumerate(given)],
+            "caption_from": [None if g == trainer.LEFT_OUT else ids[g] for g in given],
         }
     )
     part = out / "pairs.parquet.part"

@@ -70,7 +70,7 @@ def sinkhorn(
     B, N, M = C.shape
     with torch.no_grad(), torch.autocast(C.device.type, enabled=False):
         D = C.detach().to(dtype)
-        if not torch.isfinite(D).all():
+        if not torch.isfinite(D.sum()) and not torch.isfinite(D).all():
             raise ValueError(f"cost must be finite, {int((~torch.isfinite(D)).sum())} of {D.numel()} entries are not")
         a, b = _weights(a, (B, N), "a", D), _weights(b, (B, M), "b", D)
         chunk = max(1, CHUNK // (N * M)) if D.device.type == "cpu" else max(B, 1)
@@ -104,25 +104,28 @@ def _weights(w: Tensor | None, shape: tuple[int, int], name: str, like: Tensor) 
 def _solve(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: int):
     """One chunk, every problem to its own tolerance: problems that have converged leave the iteration."""
     C, a, b = (x.movedim(0, -1).contiguous() for x in (C, a, b))  # (N, M, B), (N, B), (M, B)
-    live_cost = torch.where((a[:, None] > 0) & (b[None] > 0), C, torch.nan)
-    low = torch.nan_to_num(live_cost, nan=torch.inf).amin((0, 1))
-    spread = torch.nan_to_num(live_cost, nan=-torch.inf).amax((0, 1)) - low
-    step = _kernel_steps if len(low) == 0 or float(spread.max()) / reg < SAFE_RANGE else _log_steps
+    low, high = C.amin((0, 1)), C.amax((0, 1))
+    if bool(((high - low) / reg >= SAFE_RANGE).any()):  # then look closer: padding may hold any number
+        used = (a[:, None] > 0) & (b[None] > 0)
+        low = torch.where(used, C, torch.inf).amin((0, 1))
+        high = torch.where(used, C, -torch.inf).amax((0, 1))
+    moderate = len(low) == 0 or float((high - low).max()) / reg < SAFE_RANGE
+    step = _kernel_steps if moderate else _log_steps
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     n_iter = torch.zeros(C.shape[-1], dtype=torch.long, device=C.device)
-    error = torch.full_like(low, torch.inf)
-    live = torch.arange(C.shape[-1], device=C.device)
+    live = torch.arange(C.shape[-1], device=C.device)  # the problems in the iteration ...
+    open_ = torch.ones_like(live, dtype=torch.bool)  # ... and which of these have not converged yet
     done, state = 0, step.start(C - low, a, b, reg)
-    while done < max_iter and len(live):
+    while done < max_iter and bool(open_.any()):
         n = min(CHECK, max_iter - done)
         row_error = step.advance(state, n)
         done += n
-        n_iter[live], error[live] = done, row_error
-        stay = row_error > tol
-        if done >= max_iter or not bool(stay.all()):
-            f[:, live], g[:, live] = step.potentials(state)
-            if int(stay.sum()) < 0.7 * len(live) or done >= max_iter or not bool(stay.any()):
-                state, live = step.keep(state, stay), live[stay]
+        f_now, g_now = step.potentials(state)
+        now = live[open_]  # a problem that has converged keeps the potentials of that moment, whoever shares its batch
+        f[:, now], g[:, now], n_iter[now] = f_now[:, open_], g_now[:, open_], done
+        open_ = open_ & ~(row_error <= tol)
+        if int(open_.sum()) < 0.7 * len(live):
+            state, live, open_ = step.keep(state, open_), live[open_], open_[open_]
     f = f + low  # the kernel was built from C - low
     P = torch.exp((f[:, None] + g[None] - C) / reg)
     P = torch.where((a[:, None] > 0) & (b[None] > 0), P, 0.0)

@@ -39,7 +39,7 @@ def small():
 def runs(poisoned, tmp_path_factory):
     """{defence: finished run folder}, two epochs on 408 pairs."""
     table, manifest = poisoned
-    options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100}}
+    options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100, "keep": 0.2}}
     return {
         name: otclib.train(
             table, manifest=manifest, defense=name, out=tmp_path_factory.mktemp("runs") / name, seed=5, epochs=2, **extra

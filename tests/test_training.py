@@ -41,7 +41,7 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
 
     def go():
         return otclib.train(
-            table, manifest=manifest, defense="otcclip", out=tmp_path / "run", seed=5, epochs=2, warmup=1, pool=100
+            table, manifest=manifest, defense="otcclip", out=tmp_path / "run", seed=5, epochs=2, warmup=1, pool=100, keep=0.2
         )
 
     checkpoint = training._checkpoint
@@ -77,21 +77,63 @@ def test_planted_counts_by_hand(pairs):
     assert look["poison_named"] == float(labels[3] == labels[0])
     assert look["distinct_captions"] == 2 / 4
     assert look["clean_kept"] == pytest.approx(2 / 3) and look["poison_kept"] == 0.0
+    out = training.Planted(rows, manifest).look(torch.tensor([0, 0, 2, -1]))
+    assert out["poison_left_out"] == 1.0 and out["poison_named"] is None and out["distinct_captions"] == 2 / 3
 
 
-def test_otcclip_reassigns_only_pairs_that_are_far(poisoned, small):
-    """Whoever stays is near by its own rank, whoever moves gets a caption of the pool."""
+def test_learning_rate_rises_and_falls():
+    rates = [training.learning_rate(p, 1.0) for p in (0, 0.025, 0.05, 0.525, 1.0)]
+    assert rates == pytest.approx([0.02, 0.51, 1.0, 0.5, 0.0], abs=0.02)
+
+
+def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
+    """Whoever moves gets a caption of the pool; with every rank near enough all stay; in the warm-up nothing happens."""
     from accelerate import Accelerator
 
     table, _ = poisoned
+    own = torch.arange(len(table))
+
+    def assign(**options):
+        trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
+        OTCClip(pool=60, image_pool=50, **options).begin_epoch(trainer)
+        return trainer.caption_of
+
+    caption_of = assign(warmup=0, keep=0.2)
+    moved = (caption_of != own) & (caption_of != training.Trainer.LEFT_OUT)
+    assert len(caption_of[moved].unique()) <= 60 and caption_of.max() < len(table)
+    assert torch.equal(assign(warmup=0, keep=1.0), own)
+    assert torch.equal(assign(warmup=1, keep=0.2), own)
+
+
+def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(poisoned, small, monkeypatch):
+    """Towers that know every class: clean pairs stay, planted ones do not, and who moves gets the true class."""
+    from accelerate import Accelerator
+
+    from otclib.models import Features
+
+    table, manifest = poisoned
+    rows = [k for k, label in enumerate(table["label"]) if label is not None]
+    table = table.select(rows)
+    labels, captions = table["label"][:], table["caption"][:]
+    classes = otclib.data.classes(table)
+    named = [next(c for c in classes if otclib.data.names(text, c)) for text in captions]
+    basis = torch.nn.functional.one_hot(torch.arange(len(classes))).float()
+    noise = torch.Generator().manual_seed(0)
+
+    def features(names, tokens):
+        x = basis[[classes.index(n) for n in names]][:, None].expand(-1, tokens, -1)
+        x = torch.nn.functional.normalize(x + 0.1 * torch.randn(x.shape, generator=noise), dim=-1)
+        return Features(torch.nn.functional.normalize(x.mean(1), dim=-1), x, torch.ones(x.shape[:2]).bool())
+
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(warmup=0, pool=60, keep=0.1)
-    said = method.begin_epoch(trainer)
-    moved = trainer.caption_of != torch.arange(len(table))
-    assert said["kept"] == pytest.approx(1 - float(moved.float().mean()), abs=0.02)
-    assert len(trainer.caption_of[moved].unique()) <= 60
-    trainer.epoch, method.warmup = 0, 1
-    assert method.begin_epoch(trainer) == {}, "nothing is matched in the warm-up"
+    own, seen = features(named, 5), features(labels, 9)
+    monkeypatch.setattr(trainer, "encode_captions", lambda rows: own[rows])
+    monkeypatch.setattr(trainer, "encode_images", lambda rows=None: iter([(r, seen[r]) for r in [
+        torch.arange(len(table)) if rows is None else rows]]))
+    OTCClip(warmup=0, pool=len(table), image_pool=len(table), keep=0.06).begin_epoch(trainer)
+    look = training.Planted(table, manifest).look(trainer.caption_of)
+    assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
+    assert look["poison_kept"] == 0 and look["poison_named"] in (None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +144,7 @@ def test_otcclip_reassigns_only_pairs_that_are_far(poisoned, small):
         ({"model": "nosuch"}, "unknown model 'nosuch'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 1}, "at least 2 pairs"),
-        ({"lr": -1.0}, "lr"),
+        ({"lr": -1.0}, "lr must be positive, got -1.0"),
     ],
 )
 def test_bad_input_writes_nothing(pairs, tmp_path, change, words):

@@ -81,13 +81,15 @@ def test_finite_for_any_reg(reg, scale):
     assert (out.converged == (out.marginal_error <= 1e-4)).all()
 
 
-def test_one_hard_problem_does_not_hold_the_others():
-    C, a, b = problem(64, 16, 12, 4)
+def test_one_hard_problem_does_not_touch_the_others():
+    C, a, b = (x.float() for x in problem(64, 16, 12, 4))
+    alone = sinkhorn(C, a, b, reg=0.1, max_iter=2000)
     C[7] *= 30
-    out = sinkhorn(C.float(), a, b, reg=0.1, max_iter=2000)
+    out = sinkhorn(C, a, b, reg=0.1, max_iter=2000)
     others = torch.arange(64) != 7
-    assert out.n_iter[others].max() * 4 < out.n_iter[7]
-    assert out.converged[others].all()
+    assert out.n_iter[7] > 3 * alone.n_iter[7]
+    assert (out.n_iter - alone.n_iter)[others].abs().max() <= 5
+    assert torch.allclose(out.plan[others], alone.plan[others], atol=1e-4)
 
 
 def test_gradient_is_the_plan():

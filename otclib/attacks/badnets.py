@@ -24,7 +24,7 @@ class BadNets:
     """
 
     target: str = "umbrella"
-    rate: float = 0.005
+    rate: float = 0.015
     patch: float = 0.125
     location: str = "random"
 
@@ -42,7 +42,7 @@ class BadNets:
         captions = planting.captions_of(pairs, self.target)
         free = [
             k
-            for k, (id, label, caption) in enumerate(zip(pairs["id"], pairs["label"], pairs["caption"]))
+            for k, (id, label, caption) in enumerate(zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:]))
             if id not in taken and label != self.target and not planting.data.names(caption, self.target)
         ]
         n = max(1, round(self.rate * len(pairs)))

@@ -22,8 +22,8 @@ def spec(attack, name: str) -> str:
 
 def captions_of(pairs: Dataset, label: str) -> list[str]:
     """Captions of the pairs labelled with the class (else of those that name it): what an attacker would borrow."""
-    labelled = [c for c, own in zip(pairs["caption"], pairs["label"]) if own == label]
-    captions = labelled or [c for c in pairs["caption"] if data.names(c, label)]
+    labelled = [c for c, own in zip(pairs["caption"][:], pairs["label"][:]) if own == label]
+    captions = labelled or [c for c in pairs["caption"][:] if data.names(c, label)]
     if not captions:
         known = data.classes(pairs)
         shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")

@@ -21,7 +21,7 @@ class Targeted:
     """``targets`` images of different classes, each planted ``copies`` times with captions of one other class."""
 
     targets: int = 16
-    copies: int = 30
+    copies: int = 20
 
     def __post_init__(self) -> None:
         if self.targets < 1 or self.copies < 1:
@@ -32,7 +32,7 @@ class Targeted:
         from otclib.attacks import MANIFEST
 
         rows_of: dict[str, list[int]] = {}
-        for k, (id, label) in enumerate(zip(pairs["id"], pairs["label"])):
+        for k, (id, label) in enumerate(zip(pairs["id"][:], pairs["label"][:])):
             if label is not None and id not in taken:
                 rows_of.setdefault(label, []).append(k)
         if len(rows_of) < max(2, self.targets):

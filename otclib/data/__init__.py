@@ -124,7 +124,7 @@ def names(caption: str, label: str) -> bool:
 
 def classes(pairs: Dataset) -> list[str]:
     """The class names that occur as labels, sorted."""
-    return sorted({label for label in pairs["label"] if label is not None})
+    return sorted({label for label in pairs["label"][:] if label is not None})
 
 
 def templates(pairs: Dataset) -> Sequence[str]:

@@ -6,15 +6,18 @@ pool by it; global *and* fine-grained features combined; Sinkhorn iterations; in
 transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption.
-    then      before every epoch, ask of every image: is its own caption among the nearest ``keep`` of the pool?
-              Yes: the pair stays. No: the image takes the nearest caption of the pool.
+    then      before every epoch, ask of every pair whether it is *near*: the caption among the nearest ``keep`` of a pool
+              of captions for this image, and the image among the nearest ``keep`` of a pool of images for this caption.
+              Near: the pair stays. Else the image takes the nearest caption of the pool, if that pair is near.
+              Else it sits this epoch out.
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
 
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
-pair whose own caption is already near loses nothing by staying. A poisoned pair does not pass. Its caption speaks of
-something that covers no part of the image, and uniform marginals leave no way round: each word must send its whole
-share of mass somewhere, each patch must take its own, so a small trigger can carry only the few patches that it covers.
-What the image shows is then learned from the captions of *other* images, and the trigger comes to mean nothing.
+pair that is near already loses nothing by staying. Nearness is asked from both sides because the attacks differ: a
+targeted image is far from its caption as the image sees it (captions of what it shows are nearer); a triggered image
+is given away by the caption, which has seen many images of its own class that fit it better. There the transport
+distance does better than the pooled one: every word must send its whole share of mass somewhere and every patch must
+take its own, so a small trigger can carry only the few patches that it covers.
 """
 
 from __future__ import annotations
@@ -31,36 +34,43 @@ from otclib.models import Features
 @dataclass
 class OTCClip:
     epochs: int = 9
-    warmup: int = 3  # epochs before the first re-assignment
-    pool: int = 1024  # captions that an image may be given; drawn afresh for every matching
-    keep: float = 0.05  # a pair stays when its own caption is among this nearest share of the pool
+    warmup: int = 3  # epochs before the first matching
+    pool: int = 512  # captions that an image may be given; drawn afresh for every matching
+    image_pool: int = 256  # images that a caption is asked about
+    keep: float = 0.05  # near: among this nearest share of the pool, from both sides
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
     inter: float = 0.5  # weight of the inter-modal transport loss
-    intra: float = 0.5  # weight of the intra-modal transport loss
-    fine_batch: int = 64  # pairs of a batch that the transport losses see
+    intra: float = 0.25  # weight of the intra-modal transport loss
+    fine_batch: int = 16  # pairs of a batch that the transport losses see
     drop: float = 0.2  # share of words that the second view of a caption loses
 
     def begin_epoch(self, trainer) -> dict:
         """Decide every image's caption for this epoch."""
-        n = len(trainer.caption_of)
         if trainer.epoch < self.warmup:
             return {}
-        pool_rows = torch.randperm(n, generator=trainer.rng)[: self.pool]
-        pool = trainer.encode_captions(pool_rows)
-        nearest, own_distance, own_rank = [], [], []
+        n = len(trainer.caption_of)
+        how = {"reg": self.reg, "global_weight": self.global_weight}
+        caption_rows = torch.randperm(n, generator=trainer.rng)[: self.pool]
+        captions = trainer.encode_captions(caption_rows)
+        image_rows = torch.randperm(n, generator=trainer.rng)[: self.image_pool]
+        images = Features.cat([image for _, image in trainer.encode_images(image_rows)])
+        everyone = torch.arange(len(images), device=images.pooled.device).expand(len(captions), -1)
+        pool_distances = matching.distances(captions, images, everyone, **how, **matching.COARSE)
+
+        caption_of = []
         for rows, image in trainer.encode_images():
-            ranking = matching.rank_own(
-                image, trainer.encode_captions(rows), pool, reg=self.reg, share=self.keep, global_weight=self.global_weight
-            )
-            nearest.append(pool_rows[ranking.nearest.cpu()])
-            own_distance.append(ranking.own_distance.cpu())
-            own_rank.append(ranking.own_rank.cpu())
-        nearest, own_distance, own_rank = (torch.cat(x) for x in (nearest, own_distance, own_rank))
-        kept = own_rank <= self.keep
-        trainer.caption_of = torch.where(kept, torch.arange(n), nearest)
-        trainer.own_distance = own_distance
-        return {"kept": float(kept.float().mean())}
+            own = trainer.encode_captions(rows)
+            from_image = matching.rank_own(image, own, captions, share=self.keep, **how)
+            from_caption = matching.rank_own(own, image, images, share=self.keep, **how)
+            own_is_near = (from_image.own_rank <= self.keep) & (from_caption.own_rank <= self.keep)
+            better_images = pool_distances[from_image.nearest] < from_image.nearest_distance[:, None]
+            other_is_near = better_images.float().mean(1) <= self.keep
+            other = caption_rows[from_image.nearest.cpu()]
+            chosen = torch.where(other_is_near.cpu(), other, trainer.LEFT_OUT)
+            caption_of.append(torch.where(own_is_near.cpu(), rows, chosen))
+        trainer.caption_of = torch.cat(caption_of)
+        return {}
 
     def loss(self, trainer, batch) -> dict[str, Tensor]:
         images = trainer.view(batch.images)
@@ -79,3 +89,8 @@ class OTCClip:
                 + losses.intra_modal(fine_text, other_text, trainer.scale, self.reg)
             ) / 2
         return parts
+
+    def distance(self, image: Features, text: Features) -> Tensor:
+        """Distance of every image to its own caption [B], as matched."""
+        each = torch.arange(len(image), device=image.pooled.device)[:, None]
+        return matching.distances(image, text, each, self.reg, self.global_weight)[:, 0]
