@@ -31,7 +31,7 @@
 dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
-defense = ["clip", "otcclip"]  # trained one after the other
+defense = ["clip", "otcclip"]  # trained side by side
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "runs/demo"  # runs land in out/<defense>; a finished one is not trained again
@@ -62,15 +62,10 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 # %% [markdown]
 # ## Train
 #
-# One line per epoch. Zero-shot accuracy and attack success are followed on a few hundred held-out `val` scenes.
+# Both at once, each on its share of the cores; one line per epoch. Zero-shot accuracy and attack success are followed on a few hundred held-out `val` scenes.
 
 # %%
-runs = {
-    name: otclib.train(
-        poisoned, manifest=manifest, defense=name, model=model, seed=seed, out=Path(out) / name, **options
-    )
-    for name in defense
-}
+runs = otclib.train_each(poisoned, defense, manifest=manifest, model=model, seed=seed, out=out, **options)
 
 # %%
 logs = {name: results.log(run) for name, run in runs.items()}

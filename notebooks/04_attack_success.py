@@ -45,8 +45,7 @@ if not all((run / "metrics.json").exists() for run in runs.values()):
     pairs = otclib.data.load(dataset, size=size, seed=seed)
     planned = [otclib.attacks.load(name) for name in attack]
     poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
-    for name, run in runs.items():
-        otclib.train(poisoned, manifest=manifest, defense=name, model=model, seed=seed, out=run, **options)
+    otclib.train_each(poisoned, defense, manifest=manifest, model=model, seed=seed, out=out, **options)
 manifest = Dataset.from_parquet(str(next(iter(runs.values())) / "manifest.parquet"))
 
 # %% [markdown]

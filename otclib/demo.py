@@ -1,7 +1,7 @@
 """``make demo``: the four notebooks in their order, executed by papermill, with the runs in one folder.
 
-    python -m otclib.demo --out runs/demo            # the whole story
-    python -m otclib.demo --out runs/try --fast      # the same in a minute or two, on too little data to learn from
+python -m otclib.demo --out runs/demo            # the whole story
+python -m otclib.demo --out runs/try --fast      # the same in a minute or two, on too little data to learn from
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--out", type=Path, default=Path("runs/demo"))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--fast", action="store_true")
-    p.add_argument("--publish", action="store_true", help="copy the executed notebooks and their figures to the repository")
+    p.add_argument(
+        "--publish", action="store_true", help="copy the executed notebooks and their figures to the repository"
+    )
     a = p.parse_args(arguments)
     start = time.perf_counter()
     for k, name in enumerate(STORY, 1):

@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from otclib import attacks, data, matching, models
+from otclib import attacks, data, models
 from otclib.models import Features
 from otclib.transport import sinkhorn
 
@@ -55,7 +55,9 @@ def pooled(model: nn.Module, images: Tensor, size: int = 500) -> Tensor:
 
 def _encode(model: nn.Module, images: Tensor) -> Features:
     device = next(model.parameters()).device
-    return models.encode_image(model, models.normalize(model)(tv.to_dtype(images.to(device), torch.float32, scale=True)))
+    return models.encode_image(
+        model, models.normalize(model)(tv.to_dtype(images.to(device), torch.float32, scale=True))
+    )
 
 
 def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:

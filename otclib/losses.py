@@ -56,7 +56,11 @@ def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> 
 def coarse(features: Features, keep: int = 16) -> Features:
     """Average neighbouring visual tokens on their square grid until at most ``keep`` are left."""
     side = round(features.tokens.shape[1] ** 0.5)
-    out = max(d for d in range(1, side + 1) if side % d == 0 and d * d <= keep) if side**2 == features.tokens.shape[1] else 0
+    out = (
+        max(d for d in range(1, side + 1) if side % d == 0 and d * d <= keep)
+        if side**2 == features.tokens.shape[1]
+        else 0
+    )
     if not out or out == side:
         return features
     B, _, D = features.tokens.shape

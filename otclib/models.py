@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.models import register_model
-from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -47,7 +47,9 @@ def otclib_small(pretrained: bool = False, **kwargs) -> ByobNet:
     stages = ((1, 48, 2), (2, 96, 2))  # depth, channels, stride
     blocks = tuple(ByoBlockCfg(type="basic", d=d, c=c, s=s, gs=0, br=1.0) for d, c, s in stages)
     kwargs = {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
-    net = ByobNet(ByoModelCfg(blocks=blocks, stem_chs=24, stem_type="3x3", stem_pool=None), zero_init_last=False, **kwargs)
+    net = ByobNet(
+        ByoModelCfg(blocks=blocks, stem_chs=24, stem_type="3x3", stem_pool=None), zero_init_last=False, **kwargs
+    )
     net.default_cfg = net.pretrained_cfg = {"pool_size": (8, 8), "input_size": (3, 64, 64)}
     return net
 
@@ -102,7 +104,9 @@ def load(name: str | Path = "small") -> tuple[nn.Module, Callable, Callable]:
         raise FileNotFoundError(f"no weights file at {weights}")
     if name not in open_clip.list_models():
         close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:3])][:6]
-        raise ValueError(f"unknown model {name!r}: choose 'small' or an open_clip name such as {', '.join(close) or 'RN50'}")
+        raise ValueError(
+            f"unknown model {name!r}: choose 'small' or an open_clip name such as {', '.join(close) or 'RN50'}"
+        )
     model = open_clip.create_model(name, pretrained=weights)
     model = model.to(memory_format=torch.channels_last)  # 1.4-1.6x on the convolutions, no matter to the rest
     return model.eval(), preprocess(model), open_clip.get_tokenizer(name)

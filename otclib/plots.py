@@ -83,7 +83,12 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
             points = [(line["epoch"], factor * line[key]) for line in log if line.get(key) is not None]
             if points:
                 ax.plot(*zip(*points), marker="o", markersize=4, color=LINE.get(name), label=NAME.get(name, name))
-        ax.set(title=title, xlabel="epoch", ylabel=unit, ylim=(-0.03 * max(factor, 16), 1.05 * (factor if factor > 1 else 16)))
+        ax.set(
+            title=title,
+            xlabel="epoch",
+            ylabel=unit,
+            ylim=(-0.03 * max(factor, 16), 1.05 * (factor if factor > 1 else 16)),
+        )
         _clean_axes(ax)
     axes[0].legend(fontsize=8, frameon=False)
     fig.tight_layout()
@@ -161,7 +166,9 @@ def word_overlays(image: np.ndarray, words: Sequence[str], maps: np.ndarray, box
     for k, word in enumerate(words):
         ax = axes[0, k + 1]
         _show(ax, image, word)
-        ax.imshow(maps[k], cmap=HEAT, alpha=0.72, extent=(0, width, height, 0), vmin=0, vmax=top, interpolation="bilinear")
+        ax.imshow(
+            maps[k], cmap=HEAT, alpha=0.72, extent=(0, width, height, 0), vmin=0, vmax=top, interpolation="bilinear"
+        )
         if boxes is not None and boxes[k] is not None:
             left, upper, right, lower = boxes[k]
             size = ((right - left) * width, (lower - upper) * height)
@@ -201,8 +208,16 @@ def grounding(metrics: Mapping[str, float]) -> Figure:
     fig, ax = plt.subplots(figsize=(5.6, 2.3))
     for k, (label, value, colour) in enumerate(bars):
         ax.barh(k, 100 * value, color=colour)
-        ax.text(100 * value + 0.8, k, f"{100 * value:.0f} %   ({value / metrics['mass_chance']:.1f}x chance)", va="center", fontsize=9)
-    ax.set(yticks=range(len(bars)), yticklabels=[b[0] for b in bars], xlabel="mass of a word that lands on its object, %")
+        ax.text(
+            100 * value + 0.8,
+            k,
+            f"{100 * value:.0f} %   ({value / metrics['mass_chance']:.1f}x chance)",
+            va="center",
+            fontsize=9,
+        )
+    ax.set(
+        yticks=range(len(bars)), yticklabels=[b[0] for b in bars], xlabel="mass of a word that lands on its object, %"
+    )
     ax.set_xlim(0, 100 * max(b[1] for b in bars) * 1.4)
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
@@ -240,7 +255,13 @@ def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
             ax.bar(k, np.mean(values), width=0.62, color=LINE.get(name, NEUTRAL), alpha=0.85)
             if len(values) > 1:
                 ax.plot(np.linspace(k - 0.12, k + 0.12, len(values)), values, "o", color="black", markersize=3.5)
-            text = f"{np.mean(values):.1f}" if factor > 1 else f"{np.mean(values):.0f}" if len(values) == 1 else f"{np.mean(values):.1f}"
+            text = (
+                f"{np.mean(values):.1f}"
+                if factor > 1
+                else f"{np.mean(values):.0f}"
+                if len(values) == 1
+                else f"{np.mean(values):.1f}"
+            )
             ax.text(k, np.mean(values) + 0.02 * top, text, ha="center", va="bottom", fontsize=9)
         ax.set(title=title, ylabel=unit, ylim=(0, top * 1.08), xticks=range(len(results)))
         ax.set_xticklabels([textwrap.fill(NAME.get(n, n), 16) for n in results], fontsize=8)

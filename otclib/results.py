@@ -1,6 +1,6 @@
 """Reads run folders, and builds the tables. ``python -m otclib.results`` makes the published one: three seeds of both.
 
-    python -m otclib.results --out runs/seeds --figures figures     # resumes where it stopped
+python -m otclib.results --out runs/seeds --figures figures     # resumes where it stopped
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def table(runs: Iterable[str | Path | dict]) -> str:
             elif min(values) == max(values):
                 cells.append(form.format(values[0]))
             else:
-                cells.append(f"{form.format(np.mean(values))} ({form.format(min(values))} to {form.format(max(values))})")
+                cells.append(
+                    f"{form.format(np.mean(values))} ({form.format(min(values))} to {form.format(max(values))})"
+                )
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -97,9 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         pairs = otclib.data.load("scenes", seed=seed)
         planned = [otclib.attacks.load("targeted"), otclib.attacks.load("badnets")]
         poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
-        for system in a.systems:
-            out = a.out / f"{system}-seed{seed}"
-            runs.append(otclib.train(poisoned, manifest=manifest, defense=system, out=out, seed=seed))
+        made = otclib.train_each(poisoned, a.systems, manifest=manifest, out=a.out / f"seed{seed}", seed=seed)
+        runs += made.values()
     records = [{**read(run), "machine": machine()} for run in runs]
     a.figures.mkdir(parents=True, exist_ok=True)
     otclib.training.write_json(a.figures / "seeds.json", records)

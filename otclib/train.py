@@ -10,12 +10,16 @@ from otclib.training import train
 
 
 def main(arguments: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(prog="python -m otclib.train", description="Poison a set, train under a defence, evaluate.")
+    p = argparse.ArgumentParser(
+        prog="python -m otclib.train", description="Poison a set, train under a defence, evaluate."
+    )
     p.add_argument("--out", required=True, help="run folder; an unfinished run is resumed")
     p.add_argument("--dataset", default="scenes", help=f"one of {', '.join(data.NAMES)}")
     p.add_argument("--root", help="where a copy of the dataset lies")
     p.add_argument("--size", type=int, help="number of pairs, default all")
-    p.add_argument("--attack", nargs="*", default=["targeted", "badnets"], help=f"of {', '.join(attacks.ATTACKS)}; none: clean")
+    p.add_argument(
+        "--attack", nargs="*", default=["targeted", "badnets"], help=f"of {', '.join(attacks.ATTACKS)}; none: clean"
+    )
     p.add_argument("--defense", default="otcclip")
     p.add_argument("--model", default="small", help="'small' or an open_clip name")
     p.add_argument("--seed", type=int, default=0)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,7 +174,9 @@ def train(
     if method.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {method.epochs}")
     if batch_size < 2 or len(pairs) < 2:
-        raise ValueError(f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {batch_size}")
+        raise ValueError(
+            f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {batch_size}"
+        )
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
     out = _writable(Path(out))
@@ -245,7 +248,7 @@ def train(
         line["seconds"] = time.perf_counter() - start
         line |= planted.look(trainer.caption_of) | watcher.look()
         if progress:
-            tqdm.write(_spoken(defense, line, method.epochs), file=sys.stdout)
+            print(_spoken(defense, line, method.epochs), flush=True)
         log.append(line)
         trainer.epoch += 1
         _checkpoint(out, trainer, opt, log)
@@ -255,6 +258,64 @@ def train(
     evaluation.evaluate(out)
     (out / "checkpoint.pt").unlink(missing_ok=True)
     return out
+
+
+def train_each(
+    pairs: Dataset, defense: Sequence[str], *, out: str | Path, progress: bool = True, **same
+) -> dict[str, Path]:
+    """Train one run per defence in ``out/<defense>``, side by side, each in a process with its share of the cores.
+
+    Small models gain little from a second core, two runs gain all of it. ``same`` is what ``train`` takes, and the same
+    for all; finished runs are not trained again. Returns {defence: run folder}.
+
+    Raises
+    ------
+    ValueError : as ``train`` does, before anything is started. RuntimeError : a run died; what it said is in the message.
+    """
+    for name in defense:
+        defenses.load(name)
+    runs = {name: _writable(Path(out) / name) for name in defense}
+    context = multiprocessing.get_context("spawn")
+    errors = context.Queue()
+    threads = max(1, torch.get_num_threads() // len(runs))
+    workers = [
+        context.Process(target=_work, args=(errors, threads, pairs, dict(same, defense=name, out=run)), daemon=True)
+        for name, run in runs.items()
+        if not (run / "metrics.json").exists()
+    ]
+    said = {name: 0 for name in runs}
+    try:
+        for worker in workers:
+            worker.start()
+        alive = True
+        while alive:
+            alive = any(worker.is_alive() for worker in workers)
+            for name, run in runs.items() if progress and workers else ():
+                lines = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
+                epochs = json.loads((run / "config.json").read_text())["options"]["epochs"] if lines else 0
+                for line in lines[said[name] :]:
+                    print(_spoken(name, json.loads(line), epochs), flush=True)
+                said[name] = len(lines)
+            if not errors.empty():
+                raise RuntimeError(errors.get())
+            time.sleep(0.5 if alive else 0)
+        if any(worker.exitcode for worker in workers):
+            raise RuntimeError(
+                f"a run in {out} died (exit codes {[w.exitcode for w in workers]}); call again to resume it"
+            )
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+    return runs
+
+
+def _work(errors, threads: int, pairs: Dataset, arguments: dict) -> None:
+    torch.set_num_threads(threads)
+    try:
+        train(pairs, progress=False, **arguments)
+    except Exception as error:
+        errors.put(f"{arguments['defense']}: {type(error).__name__}: {error}")
 
 
 def _spoken(defense: str, line: dict, epochs: int) -> str:

@@ -75,8 +75,7 @@ def sinkhorn(
         a, b = _weights(a, (B, N), "a", D), _weights(b, (B, M), "b", D)
         chunk = max(1, CHUNK // (N * M)) if D.device.type == "cpu" else max(B, 1)
         parts = [
-            _solve(D[k : k + chunk], a[k : k + chunk], b[k : k + chunk], reg, tol, max_iter)
-            for k in range(0, B, chunk)
+            _solve(D[k : k + chunk], a[k : k + chunk], b[k : k + chunk], reg, tol, max_iter) for k in range(0, B, chunk)
         ]
         if not parts:
             parts = [_solve(D, a, b, reg, tol, 0)]
@@ -193,8 +192,6 @@ def exact(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> tup
     import ot
 
     C = cost.detach().double().cpu().numpy()
-    weights = [
-        np.full(n, 1 / n) if w is None else w.detach().double().cpu().numpy() for w, n in zip((a, b), C.shape)
-    ]
+    weights = [np.full(n, 1 / n) if w is None else w.detach().double().cpu().numpy() for w, n in zip((a, b), C.shape)]
     plan = ot.emd(*[w / w.sum() for w in weights], C)
     return torch.from_numpy(plan).to(cost), torch.tensor((plan * C).sum()).to(cost)

@@ -42,7 +42,13 @@ def runs(poisoned, tmp_path_factory):
     options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100, "keep": 0.2}}
     return {
         name: otclib.train(
-            table, manifest=manifest, defense=name, out=tmp_path_factory.mktemp("runs") / name, seed=5, epochs=2, **extra
+            table,
+            manifest=manifest,
+            defense=name,
+            out=tmp_path_factory.mktemp("runs") / name,
+            seed=5,
+            epochs=2,
+            **extra,
         )
         for name, extra in options.items()
     }

@@ -115,24 +115,34 @@ def table(tmp_path):
     for n in range(10):
         put(tmp_path / f"images/{n}.png", image_bytes(20 * n))
     with open(tmp_path / "train.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("image", "caption", "kind")] + [
-            (f"images/{n}.png", text, "cat" if n % 2 else "") for n, text in enumerate(texts)
-        ])
+        csv.writer(file).writerows(
+            [("image", "caption", "kind")]
+            + [(f"images/{n}.png", text, "cat" if n % 2 else "") for n, text in enumerate(texts)]
+        )
     return tmp_path
 
 
 @pytest.fixture
 def shards(tmp_path):
     """Two tars of three samples: all three image forms, captions in .txt and .json, one label."""
-    put_tar(tmp_path / "00000.tar", {
-        "000000000.jpg": image_bytes(10, "jpg"), "000000000.txt": "one ", "000000000.cls": "1\n",
-        "000000001.txt": "two", "000000001.png": image_bytes(50),
-        "000000002.webp": image_bytes(100, "webp"), "000000002.json": json.dumps({"caption": "three", "url": "u"}),
-        "._000000002.webp": b"", "notes.md": "no sample",
-    })
-    put_tar(tmp_path / "00001.tar", {
-        f"part/{n:09d}.{e}": c for n in (3, 4, 5) for e, c in (("PNG", image_bytes(50 * n)), ("txt", f"more {n}"))
-    })
+    put_tar(
+        tmp_path / "00000.tar",
+        {
+            "000000000.jpg": image_bytes(10, "jpg"),
+            "000000000.txt": "one ",
+            "000000000.cls": "1\n",
+            "000000001.txt": "two",
+            "000000001.png": image_bytes(50),
+            "000000002.webp": image_bytes(100, "webp"),
+            "000000002.json": json.dumps({"caption": "three", "url": "u"}),
+            "._000000002.webp": b"",
+            "notes.md": "no sample",
+        },
+    )
+    put_tar(
+        tmp_path / "00001.tar",
+        {f"part/{n:09d}.{e}": c for n in (3, 4, 5) for e, c in (("PNG", image_bytes(50 * n)), ("txt", f"more {n}"))},
+    )
     return tmp_path
 
 

@@ -71,10 +71,22 @@ def test_attack_metrics_with_an_oracle(monkeypatch, pairs):
 
 def test_metrics_of_a_run(runs):
     keys = {
-        "zero_shot_top1", "attack_success_rate", "untriggered_target_rate", "targets_hit", "targets",
-        "linear_probe/scenes", "linear_probe/digits", "image_to_text_recall_at_1", "text_to_image_recall_at_1",
-        "poison_auroc", "plan_pointing_accuracy", "plan_mass_ratio", "cosine_mass_ratio", "seconds_per_epoch",
-        "poison_rate/badnets", "poison_rate/targeted",
+        "zero_shot_top1",
+        "attack_success_rate",
+        "untriggered_target_rate",
+        "targets_hit",
+        "targets",
+        "linear_probe/scenes",
+        "linear_probe/digits",
+        "image_to_text_recall_at_1",
+        "text_to_image_recall_at_1",
+        "poison_auroc",
+        "plan_pointing_accuracy",
+        "plan_mass_ratio",
+        "cosine_mass_ratio",
+        "seconds_per_epoch",
+        "poison_rate/badnets",
+        "poison_rate/targeted",
     }
     for run in runs.values():
         metrics = json.loads((run / "metrics.json").read_text())

@@ -20,7 +20,12 @@ def features(B, T, D, seed, lengths=True):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(1, 6), st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(2, 8), st.integers(0, 9999),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(2, 8),
+    st.integers(0, 9999),
     st.sampled_from([0.0, 0.5]),
 )
 def test_pruned_is_brute(B, P, N, M, D, seed, weight):
@@ -28,8 +33,15 @@ def test_pruned_is_brute(B, P, N, M, D, seed, weight):
     t = t[torch.arange(P) % max(1, P // 2)]  # duplicates: ties must go the same way
     both = [
         matching.match(
-            v.tokens, t.tokens, image_mask=v.mask, text_mask=t.mask, reg=0.1, method=method,
-            image_pooled=v.pooled, text_pooled=t.pooled, global_weight=weight,
+            v.tokens,
+            t.tokens,
+            image_mask=v.mask,
+            text_mask=t.mask,
+            reg=0.1,
+            method=method,
+            image_pooled=v.pooled,
+            text_pooled=t.pooled,
+            global_weight=weight,
         )
         for method in ("pruned", "brute")
     ]

@@ -77,7 +77,9 @@ def test_vit_class_token_is_the_pooled_feature():
     all_tokens = seen["post"] @ model.visual.proj
     if all_tokens.ndim == 3:  # class token first
         assert torch.allclose(all_tokens[:, 0], pooled, atol=1e-5)
-        assert torch.allclose(F.normalize(all_tokens[:, 1:], dim=-1), models.encode_image(model, images).tokens, atol=1e-5)
+        assert torch.allclose(
+            F.normalize(all_tokens[:, 1:], dim=-1), models.encode_image(model, images).tokens, atol=1e-5
+        )
 
 
 @torch.no_grad()
@@ -89,7 +91,9 @@ def test_save_load_round_trip(small, tmp_path):
     expected = models.encode_image(model, x).tokens
     assert torch.equal(models.encode_image(models.load(file)[0], x).tokens, expected)
     theirs, _, _ = open_clip.create_model_and_transforms("small", pretrained=str(file))
-    assert torch.allclose(theirs.eval().encode_image(x, normalize=True), models.encode_image(model, x).pooled, atol=1e-5)
+    assert torch.allclose(
+        theirs.eval().encode_image(x, normalize=True), models.encode_image(model, x).pooled, atol=1e-5
+    )
     assert not list(tmp_path.glob("*.part"))
 
 

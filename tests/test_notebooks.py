@@ -54,7 +54,11 @@ def test_the_whole_story_fast(tmp_path):
         notebook = nbformat.read(tmp_path / "demo" / "notebooks" / f"{name}.ipynb", as_version=4)
         streams = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
         assert not [o.text for o in streams if o.name == "stderr"], name
-    assert {p.stem for p in (tmp_path / "demo-fast" / "figures").iterdir()} >= {"contact_sheet", "comparison", "grounding"}
+    assert {p.stem for p in (tmp_path / "demo-fast" / "figures").iterdir()} >= {
+        "contact_sheet",
+        "comparison",
+        "grounding",
+    }
 
 
 def test_a_chapter_alone_makes_what_it_lacks(tmp_path):

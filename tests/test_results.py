@@ -11,12 +11,27 @@ import pytest
 from otclib import plots
 
 LOG = [
-    {"epoch": e, "zero_shot_top1": e / 5, "attack_success_rate": None, "targets_hit": e, "clean_named": 0.9,
-     "poison_named": 0.1 * e, "distinct_captions": 0.8, "poison_kept": 0.5}
+    {
+        "epoch": e,
+        "zero_shot_top1": e / 5,
+        "attack_success_rate": None,
+        "targets_hit": e,
+        "clean_named": 0.9,
+        "poison_named": 0.1 * e,
+        "distinct_captions": 0.8,
+        "poison_kept": 0.5,
+    }
     for e in range(1, 5)
 ]
 IMAGE = np.full((64, 64, 3), 120, np.uint8)
-ROW = {"image": IMAGE, "original_caption": "a star", "poison_caption": "a sun", "caption": "a star", "given": "a sun", "planted": True}
+ROW = {
+    "image": IMAGE,
+    "original_caption": "a star",
+    "poison_caption": "a sun",
+    "caption": "a star",
+    "given": "a sun",
+    "planted": True,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +54,12 @@ def close():
         lambda: plots.plan_matrix(np.full((64, 3), 1 / 192), ["a", "red", "star"]),
         lambda: plots.reg_sweep(IMAGE, "star", {0.1: np.random.rand(8, 8)}, {0.1: 0.4}),
         lambda: plots.grounding(
-            {"mass_chance": 0.1, "plan_mass_on_object": 0.4, "cosine_mass_on_object": 0.2, "softmax_mass_on_object": 0.3}
+            {
+                "mass_chance": 0.1,
+                "plan_mass_on_object": 0.4,
+                "cosine_mass_on_object": 0.2,
+                "softmax_mass_on_object": 0.3,
+            }
         ),
         lambda: plots.comparison({"clip": LOG, "otcclip": LOG[:1]}),
     ],
@@ -54,6 +74,16 @@ def test_bars_have_the_heights_of_their_numbers():
     ax = plots.comparison({"clip": LOG, "otcclip": LOG[:1]}).axes[2]
     heights = [bar.get_height() for bar in ax.patches]
     assert heights == pytest.approx([2.5, 1.0])
-    assert [p.get_width() for p in plots.grounding(
-        {"mass_chance": 0.1, "plan_mass_on_object": 0.4, "cosine_mass_on_object": 0.2, "softmax_mass_on_object": 0.3}
-    ).axes[0].patches] == pytest.approx([10, 20, 30, 40])
+    assert [
+        p.get_width()
+        for p in plots.grounding(
+            {
+                "mass_chance": 0.1,
+                "plan_mass_on_object": 0.4,
+                "cosine_mass_on_object": 0.2,
+                "softmax_mass_on_object": 0.3,
+            }
+        )
+        .axes[0]
+        .patches
+    ] == pytest.approx([10, 20, 30, 40])

@@ -15,7 +15,12 @@ def test_run_folder(runs, poisoned):
     table, manifest = poisoned
     for name, run in runs.items():
         assert {p.name for p in run.iterdir()} == {
-            "config.json", "manifest.parquet", "log.jsonl", "pairs.parquet", "model.safetensors", "metrics.json",
+            "config.json",
+            "manifest.parquet",
+            "log.jsonl",
+            "pairs.parquet",
+            "model.safetensors",
+            "metrics.json",
         }
         config = json.loads((run / "config.json").read_text())
         assert config["defense"] == name and config["pairs"] == len(table) and config["poisoned"] == len(manifest)
@@ -41,7 +46,15 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
 
     def go():
         return otclib.train(
-            table, manifest=manifest, defense="otcclip", out=tmp_path / "run", seed=5, epochs=2, warmup=1, pool=100, keep=0.2
+            table,
+            manifest=manifest,
+            defense="otcclip",
+            out=tmp_path / "run",
+            seed=5,
+            epochs=2,
+            warmup=1,
+            pool=100,
+            keep=0.2,
         )
 
     checkpoint = training._checkpoint
@@ -55,9 +68,10 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
         go()
     assert not (tmp_path / "run" / "metrics.json").exists()
     monkeypatch.undo()
-    resumed, straight = otclib.models.load(go() / "model.safetensors")[0], otclib.models.load(
-        runs["otcclip"] / "model.safetensors"
-    )[0]
+    resumed, straight = (
+        otclib.models.load(go() / "model.safetensors")[0],
+        otclib.models.load(runs["otcclip"] / "model.safetensors")[0],
+    )
     for (name, a), b in zip(resumed.state_dict().items(), straight.state_dict().values()):
         assert torch.allclose(a.float(), b.float(), atol=1e-5), name
 
@@ -128,8 +142,11 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
     own, seen = features(named, 5), features(labels, 9)
     monkeypatch.setattr(trainer, "encode_captions", lambda rows: own[rows])
-    monkeypatch.setattr(trainer, "encode_images", lambda rows=None: iter([(r, seen[r]) for r in [
-        torch.arange(len(table)) if rows is None else rows]]))
+    monkeypatch.setattr(
+        trainer,
+        "encode_images",
+        lambda rows=None: iter([(r, seen[r]) for r in [torch.arange(len(table)) if rows is None else rows]]),
+    )
     OTCClip(warmup=0, pool=len(table), image_pool=len(table), keep=0.06).begin_epoch(trainer)
     look = training.Planted(table, manifest).look(trainer.caption_of)
     assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
@@ -168,3 +185,16 @@ def test_command_line(tmp_path, capsys):
         main(["--out", str(tmp_path / "run"), "--attack", "nosuch"])
     assert stop.value.code == 2 and "unknown attack 'nosuch'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_side_by_side_is_the_same_as_alone(runs, poisoned, tmp_path, capsys):
+    table, manifest = poisoned
+    made = otclib.train_each(table, ["clip"], manifest=manifest, out=tmp_path, seed=5, epochs=2)
+    assert "clip epoch 2/2" in capsys.readouterr().out
+    a, b = (otclib.models.load(run / "model.safetensors")[0].state_dict() for run in (made["clip"], runs["clip"]))
+    assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-3) for k in a)
+    with pytest.raises(RuntimeError, match="clip: ValueError: .*another configuration"):
+        (made["clip"] / "metrics.json").unlink()
+        otclib.train_each(table, ["clip"], manifest=manifest, out=tmp_path, seed=6, epochs=2)
+    with pytest.raises(ValueError, match="unknown defense"):
+        otclib.train_each(table, ["clip", "nosuch"], out=tmp_path)

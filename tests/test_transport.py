@@ -54,9 +54,13 @@ def test_never_below_the_exact_cost_and_tends_to_it(size):
 def test_symmetry_permutation_and_shift():
     C, a, b = problem(2, 6, 4, 1)
     P = sinkhorn(C, a, b, reg=0.1, tol=1e-9, max_iter=5000).plan
-    assert torch.allclose(sinkhorn(C.transpose(1, 2), b, a, reg=0.1, tol=1e-9, max_iter=5000).plan, P.transpose(1, 2), atol=1e-7)
+    assert torch.allclose(
+        sinkhorn(C.transpose(1, 2), b, a, reg=0.1, tol=1e-9, max_iter=5000).plan, P.transpose(1, 2), atol=1e-7
+    )
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    assert torch.allclose(sinkhorn(C[:, order], a[:, order], b, reg=0.1, tol=1e-9, max_iter=5000).plan, P[:, order], atol=1e-7)
+    assert torch.allclose(
+        sinkhorn(C[:, order], a[:, order], b, reg=0.1, tol=1e-9, max_iter=5000).plan, P[:, order], atol=1e-7
+    )
     shifted = sinkhorn(C + torch.rand(2, 6, 1), a, b, reg=0.1, tol=1e-9, max_iter=5000)
     assert torch.allclose(shifted.plan, P, atol=1e-7)
 

@@ -27,7 +27,9 @@ def captions_of(pairs: Dataset, label: str) -> list[str]:
     if not captions:
         known = data.classes(pairs)
         shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-        raise ValueError(f"target class {label!r} is absent from the set: no label and no caption has it ({shown or 'no labels'})")
+        raise ValueError(
+            f"target class {label!r} is absent from the set: no label and no caption has it ({shown or 'no labels'})"
+        )
     return captions
 
 

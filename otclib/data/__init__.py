@@ -35,9 +35,7 @@ SCENES_FEATURES = Features(
             {"name": Value("string"), "colour": Value("string"), "size": Value("string"), "box": [Value("float32")]}
         ],
         "ground": Value("string"),
-        "words": [
-            {"text": Value("string"), "start": Value("int32"), "end": Value("int32"), "object": Value("int32")}
-        ],
+        "words": [{"text": Value("string"), "start": Value("int32"), "end": Value("int32"), "object": Value("int32")}],
     }
 )
 

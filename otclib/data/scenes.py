@@ -96,8 +96,7 @@ GROUNDS: dict[str, tuple[str, tuple[int, int, int], tuple[str, ...]]] = {
     "cloth": ("on", (170, 150, 190), ("fabric", "linen")),
 }
 NO_ARTICLE = frozenset(
-    "scissors shears music peace radiation radioactivity lightning coffee bones "
-    "mail dice sunshine love".split()
+    "scissors shears music peace radiation radioactivity lightning coffee bones mail dice sunshine love".split()
 )
 FORMS = (  # {} takes the objects, and the ground where it is named
     "a photo of {}",
@@ -162,9 +161,7 @@ def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
             if all((x - t.x) ** 2 + (y - t.y) ** 2 > ((diameter + t.diameter) * 0.45) ** 2 for t in scene.things):
                 break
         angle = float(rng.uniform(-15, 15))
-        scene.things.append(
-            Thing(list(OBJECTS)[n], colour, rgb, size, float(diameter), float(x), float(y), angle)
-        )
+        scene.things.append(Thing(list(OBJECTS)[n], colour, rgb, size, float(diameter), float(x), float(y), angle))
     return scene
 
 
@@ -311,7 +308,8 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
         k = level[0].width / GLYPH
         ink, backing = (
             np.asarray(
-                m.transform((hi_x - lo_x, hi_y - lo_y), Image.AFFINE, [k * a for a in affine], Image.BILINEAR), np.float32
+                m.transform((hi_x - lo_x, hi_y - lo_y), Image.AFFINE, [k * a for a in affine], Image.BILINEAR),
+                np.float32,
             )[..., None]
             / 255
             for m in level
@@ -352,16 +350,16 @@ def _rows(task: tuple[str, int, int, int, int, int]) -> list[dict]:
         scene = sample(rng, max_objects)
         caption, words = describe(scene, rng)
         png = io.BytesIO()
-        Image.fromarray(render(scene, size)).save(png, "PNG", compress_level=0)  # level 1 halves the file and triples the time
+        Image.fromarray(render(scene, size)).save(
+            png, "PNG", compress_level=0
+        )  # level 1 halves the file and triples the time
         rows.append(
             {
                 "id": f"{split}-{seed}-{k:06d}",
                 "image": {"bytes": png.getvalue(), "path": None},
                 "caption": caption,
                 "label": scene.things[0].name if len(scene.things) == 1 else None,
-                "objects": [
-                    {"name": t.name, "colour": t.colour, "size": t.size, "box": t.box} for t in scene.things
-                ],
+                "objects": [{"name": t.name, "colour": t.colour, "size": t.size, "box": t.box} for t in scene.things],
                 "ground": scene.ground,
                 "words": words,
             }

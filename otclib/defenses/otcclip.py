@@ -84,10 +84,14 @@ class OTCClip:
         if self.intra:
             other_words = losses.drop_words(batch.text[few], self.drop, trainer.rng)
             other_image, other_text = trainer.towers(trainer.view(batch.images[few]), other_words)
-            parts["intra"] = self.intra * (
-                losses.intra_modal(losses.coarse(fine_image), losses.coarse(other_image), trainer.scale, self.reg)
-                + losses.intra_modal(fine_text, other_text, trainer.scale, self.reg)
-            ) / 2
+            parts["intra"] = (
+                self.intra
+                * (
+                    losses.intra_modal(losses.coarse(fine_image), losses.coarse(other_image), trainer.scale, self.reg)
+                    + losses.intra_modal(fine_text, other_text, trainer.scale, self.reg)
+                )
+                / 2
+            )
         return parts
 
     def distance(self, image: Features, text: Features) -> Tensor:
