@@ -224,7 +224,7 @@ def poison_auroc(run: Path, manifest: Dataset | None) -> float | None:
 
 
 def coverage(box: Sequence[float], side: int) -> np.ndarray:
-    """Share of every cell of a side x side grid that a box (left, top, right, bottom in [0, 1]) covers [side * side]."""
+    """Share of every cell of a side x side grid that a box (left, top, right, bottom in [0, 1]) covers [side²]."""
     edges = np.arange(side + 1) / side
     across = np.clip(np.minimum(edges[1:], box[2]) - np.maximum(edges[:-1], box[0]), 0, None) * side
     down = np.clip(np.minimum(edges[1:], box[3]) - np.maximum(edges[:-1], box[1]), 0, None) * side

@@ -96,7 +96,7 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
 
 
 def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
-    """Left: does the caption in use name what the image shows, and is there variety? Right: who keeps the own caption?"""
+    """Left: does the caption in use name what the image shows, and is there variety? Right: who keeps it?"""
     panels = (
         (
             "what the caption in use says",
@@ -206,7 +206,7 @@ def grounding(metrics: Mapping[str, float]) -> Figure:
         ("transport plan", metrics["plan_mass_on_object"], CLEAN),
     )
     fig, ax = plt.subplots(figsize=(5.6, 2.3))
-    for k, (label, value, colour) in enumerate(bars):
+    for k, (_, value, colour) in enumerate(bars):
         ax.barh(k, 100 * value, color=colour)
         ax.text(
             100 * value + 0.8,
@@ -240,7 +240,7 @@ def reg_sweep(image: np.ndarray, word: str, maps: Mapping[float, np.ndarray], co
 
 
 def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
-    """The final figure: defence against defence on accuracy, backdoor and targets; a dot per seed, a bar for the mean."""
+    """The final figure: accuracy, backdoor and targets by defence; a dot per seed, a bar for the mean."""
     panels = (
         ("zero_shot_top1", "zero-shot accuracy\n(higher is better)", 100, "%", 105),
         ("attack_success_rate", "backdoor success\n(lower is better)", 100, "%", 105),

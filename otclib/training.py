@@ -1,7 +1,7 @@
 """The one training loop: every defence runs in it, every run folder comes out of it.
 
-A run folder holds ``config.json`` (what was asked), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line per
-epoch), ``pairs.parquet`` (for every pair: its distance, whether it was kept, the caption it was given last),
+A run folder holds ``config.json`` (what was asked), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line
+per epoch), ``pairs.parquet`` (for every pair: its distance, its fate, the caption it was given last),
 ``model.safetensors`` and ``metrics.json``. While it is unfinished it also holds ``checkpoint.pt``, from which the same
 call goes on; calling it on a finished folder returns at once.
 """
@@ -98,8 +98,9 @@ class Trainer:
     def encode_images(self, rows: Tensor | None = None, size: int = 500) -> Iterator[tuple[Tensor, Features]]:
         """Features of the images of ``rows`` (default: all, in order) as they are, without augmentation."""
         self.model.eval()
-        for rows in (torch.arange(len(self.pairs)) if rows is None else rows).split(size):
-            yield rows, models.encode_image(self.model, self.normalize(self.images[rows].to(self.device)))
+        every = torch.arange(len(self.pairs)) if rows is None else rows
+        for some in every.split(size):
+            yield some, models.encode_image(self.model, self.normalize(self.images[some].to(self.device)))
         self.model.train()
 
     @torch.no_grad()
@@ -197,9 +198,8 @@ def train(
         found = json.loads((out / "config.json").read_text())
         differing = [k for k in config if found.get(k) != config[k]]
         if differing:
-            raise ValueError(
-                f"{out} holds a run of another configuration: {', '.join(f'{k} was {found.get(k)!r}, is {config[k]!r}' for k in differing)}"
-            )
+            changes = ", ".join(f"{k} was {found.get(k)!r}, is {config[k]!r}" for k in differing)
+            raise ValueError(f"{out} holds a run of another configuration: {changes}")
         if (out / "metrics.json").exists():
             return out
     torch.manual_seed(seed)
@@ -270,7 +270,7 @@ def train_each(
 
     Raises
     ------
-    ValueError : as ``train`` does, before anything is started. RuntimeError : a run died; what it said is in the message.
+    ValueError : as ``train`` does, before anything is started. RuntimeError : a run died; the message says why.
     """
     for name in defense:
         defenses.load(name)

@@ -101,7 +101,7 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
-    """Whoever moves gets a caption of the pool; with every rank near enough all stay; in the warm-up nothing happens."""
+    """Whoever moves gets a caption of the pool; if all ranks are near enough all stay; no matching in the warm-up."""
     from accelerate import Accelerator
 
     table, _ = poisoned

@@ -6,10 +6,10 @@ pool by it; global *and* fine-grained features combined; Sinkhorn iterations; in
 transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption.
-    then      before every epoch, ask of every pair whether it is *near*: the caption among the nearest ``keep`` of a pool
-              of captions for this image, and the image among the nearest ``keep`` of a pool of images for this caption.
-              Near: the pair stays. Else the image takes the nearest caption of the pool, if that pair is near.
-              Else it sits this epoch out.
+    then      before every epoch, ask of every pair whether it is *near*: the caption among the nearest ``keep`` of a
+              pool of captions for this image, and the image among the nearest ``keep`` of a pool of images for this
+              caption. Near: the pair stays. Else the image takes the nearest caption of the pool, if that pair is
+              near. Else it sits this epoch out.
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
 
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
