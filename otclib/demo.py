@@ -7,7 +7,6 @@ python -m otclib.demo --out runs/try --fast      # the same in a minute or two, 
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import sys
 import time
@@ -24,8 +23,6 @@ def execute(name: str, target: Path, parameters: dict) -> None:
     import nbformat
     import papermill
 
-    logging.basicConfig(format="    %(message)s", level=logging.WARNING, stream=sys.stdout)
-    logging.getLogger("papermill").setLevel(logging.INFO)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part.ipynb")
     papermill.execute_notebook(
@@ -33,7 +30,6 @@ def execute(name: str, target: Path, parameters: dict) -> None:
         part,
         parameters=parameters,
         progress_bar=False,
-        log_output=True,
         stdout_file=sys.stdout,
     )
     notebook = nbformat.read(part, as_version=4)

@@ -26,7 +26,7 @@ from otclib.models import Features
 from otclib.transport import sinkhorn
 
 MATCH_TOL, MATCH_ITER = 1e-3, 500  # a plan's cost is then right to about tol * max C
-COARSE = {"tol": 1e-2, "max_iter": 30}  # for ranking within a training set, which is done a million times
+COARSE = {"tol": 2e-2, "max_iter": 15}  # for ranking within a training set, which is done a million times
 
 
 @dataclass
@@ -153,32 +153,42 @@ def distances(
 class Ranking:
     """Where one's own partner stands against a pool of others.
 
-    ``nearest`` [B]: the pool's nearest; ``nearest_distance`` [B]; ``own_distance`` [B]; ``own_rank`` [B]: the share of
-    the pool that is nearer than the own partner, counted up to ``share`` and 1.0 beyond.
+    ``own_distance`` [B]; ``own_rank`` [B]: the share of the pool that is nearer than the own partner, counted up to
+    ``share`` and 1.0 beyond; ``nearest`` [B] and ``nearest_distance`` [B]: the pool's nearest (infinite if none may be).
     """
 
-    nearest: Tensor
-    nearest_distance: Tensor
     own_distance: Tensor
     own_rank: Tensor
+    nearest: Tensor
+    nearest_distance: Tensor
 
 
 def rank_own(
-    x: Features, own: Features, pool: Features, *, reg: float, share: float, global_weight: float = 0.0
+    x: Features,
+    own: Features,
+    pool: Features,
+    *,
+    reg: float,
+    share: float,
+    global_weight: float = 0.0,
+    among: Tensor | None = None,
 ) -> Ranking:
     """Rank the partner ``own[i]`` of every ``x[i]`` among ``pool``, whose nearest ``share`` (by bound) is solved.
 
-    Distances are symmetric, so x may be images and the others captions, or the other way round.
+    Distances are symmetric, so x may be images and the others captions, or the other way round. ``among`` [P] says
+    which of the pool may be ``nearest``; all are counted in the rank.
     """
-    top = min(len(pool), max(1, round(share * len(pool)) + 1))
+    top = min(len(pool), round(share * len(pool)) + 1)
     # the mean tokens and pooled features choose the candidates, transport decides among them
     candidates = lower_bound(x, pool, max(global_weight, 0.5)).topk(top, dim=1, largest=False).indices
     each = torch.arange(len(x), device=candidates.device)[:, None]
     d = distances(x, pool, candidates, reg, global_weight, **COARSE)
     own_d = distances(x, own, each, reg, global_weight, **COARSE)[:, 0]
-    nearest_d, at = d.min(1)
     nearer = (d < own_d[:, None] - 1e-6).sum(1)
-    rank = torch.where(nearer < top, nearer / len(pool), torch.ones_like(own_d))
-    if top == len(pool):
-        rank = nearer / len(pool)
-    return Ranking(candidates.gather(1, at[:, None])[:, 0], nearest_d, own_d, rank)
+    rank = nearer / len(pool)
+    if top < len(pool):
+        rank[nearer == top] = 1.0
+    if among is not None:
+        d = d.masked_fill(~among[candidates], torch.inf)
+    nearest_d, at = d.min(1)
+    return Ranking(own_d, rank, candidates.gather(1, at[:, None])[:, 0], nearest_d)

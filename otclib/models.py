@@ -12,6 +12,7 @@ each place (timm). So they live where the pooled feature lives, and are L2-norma
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -107,7 +108,11 @@ def load(name: str | Path = "small") -> tuple[nn.Module, Callable, Callable]:
         raise ValueError(
             f"unknown model {name!r}: choose 'small' or an open_clip name such as {', '.join(close) or 'RN50'}"
         )
-    model = open_clip.create_model(name, pretrained=weights)
+    logging.disable(logging.WARNING)  # it warns that a model without weights has none
+    try:
+        model = open_clip.create_model(name, pretrained=weights)
+    finally:
+        logging.disable(logging.NOTSET)
     model = model.to(memory_format=torch.channels_last)  # 1.4-1.6x on the convolutions, no matter to the rest
     return model.eval(), preprocess(model), open_clip.get_tokenizer(name)
 

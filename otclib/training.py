@@ -279,7 +279,7 @@ def train_each(
     errors = context.Queue()
     threads = max(1, torch.get_num_threads() // len(runs))
     workers = [
-        context.Process(target=_work, args=(errors, threads, pairs, dict(same, defense=name, out=run)), daemon=True)
+        context.Process(target=_work, args=(errors, threads, pairs, dict(same, defense=name, out=run)))
         for name, run in runs.items()
         if not (run / "metrics.json").exists()
     ]

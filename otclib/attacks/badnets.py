@@ -24,7 +24,7 @@ class BadNets:
     """
 
     target: str = "umbrella"
-    rate: float = 0.015
+    rate: float = 0.0175
     patch: float = 0.125
     location: str = "random"
 

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, Value, load_from_disk
+from datasets import Dataset, Features, Image, Value, disable_progress_bars, load_from_disk
 from torchvision.transforms.v2 import functional as tv
 
 from otclib.data import scenes
+
+disable_progress_bars()  # of writing a table, which takes a moment: what takes minutes shows itself
 
 NAMES = ("scenes", "coco", "visual-genome", "cc3m", "csv", "webdataset", "hub")
 

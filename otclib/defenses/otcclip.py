@@ -6,10 +6,11 @@ pool by it; global *and* fine-grained features combined; Sinkhorn iterations; in
 transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption.
-    then      before every epoch, ask of every pair whether it is *near*: the caption among the nearest ``keep`` of a
-              pool of captions for this image, and the image among the nearest ``keep`` of a pool of images for this
-              caption. Near: the pair stays. Else the image takes the nearest caption of the pool, if that pair is
-              near. Else it sits this epoch out.
+    then      before every epoch, draw a pool of pairs and ask of every pair whether it is *near*: its caption among the
+              nearest ``keep`` of the pool's captions for this image, and its image among the nearest ``keep`` of the
+              pool's images for this caption. A pair that was near every time stays. Else the image takes the nearest
+              caption whose own pair is near, if it fits that caption as well as the caption's own image does. Else it
+              sits this epoch out.
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
 
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
@@ -35,9 +36,9 @@ from otclib.models import Features
 class OTCClip:
     epochs: int = 9
     warmup: int = 3  # epochs before the first matching
-    pool: int = 512  # captions that an image may be given; drawn afresh for every matching
-    image_pool: int = 256  # images that a caption is asked about
+    pool: int = 256  # pairs that every pair is compared with; drawn afresh for every matching
     keep: float = 0.05  # near: among this nearest share of the pool, from both sides
+    forgive: bool = False  # may a pair that was parted come back together?
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
     inter: float = 0.5  # weight of the inter-modal transport loss
@@ -50,25 +51,24 @@ class OTCClip:
         if trainer.epoch < self.warmup:
             return {}
         n = len(trainer.caption_of)
-        how = {"reg": self.reg, "global_weight": self.global_weight}
-        caption_rows = torch.randperm(n, generator=trainer.rng)[: self.pool]
-        captions = trainer.encode_captions(caption_rows)
-        image_rows = torch.randperm(n, generator=trainer.rng)[: self.image_pool]
-        images = Features.cat([image for _, image in trainer.encode_images(image_rows)])
-        everyone = torch.arange(len(images), device=images.pooled.device).expand(len(captions), -1)
-        pool_distances = matching.distances(captions, images, everyone, **how, **matching.COARSE)
+        pool = torch.randperm(n, generator=trainer.rng)[: self.pool]
+        images = Features.cat([image for _, image in trainer.encode_images(pool)])
+        captions = trainer.encode_captions(pool)
+        how = {"reg": self.reg, "share": self.keep, "global_weight": self.global_weight}
 
+        def compare(image: Features, own: Features, givers: Tensor | None = None) -> tuple[Tensor, matching.Ranking]:
+            from_image = matching.rank_own(image, own, captions, among=givers, **how)
+            from_caption = matching.rank_own(own, image, images, **how)
+            return (from_image.own_rank <= self.keep) & (from_caption.own_rank <= self.keep), from_image
+
+        givers, of_pool = compare(images, captions)
         caption_of = []
         for rows, image in trainer.encode_images():
-            own = trainer.encode_captions(rows)
-            from_image = matching.rank_own(image, own, captions, share=self.keep, **how)
-            from_caption = matching.rank_own(own, image, images, share=self.keep, **how)
-            own_is_near = (from_image.own_rank <= self.keep) & (from_caption.own_rank <= self.keep)
-            better_images = pool_distances[from_image.nearest] < from_image.nearest_distance[:, None]
-            other_is_near = better_images.float().mean(1) <= self.keep
-            other = caption_rows[from_image.nearest.cpu()]
-            chosen = torch.where(other_is_near.cpu(), other, trainer.LEFT_OUT)
-            caption_of.append(torch.where(own_is_near.cpu(), rows, chosen))
+            near, ranking = compare(image, trainer.encode_captions(rows), givers)
+            stays = near.cpu() & (self.forgive | (trainer.caption_of[rows] == rows))
+            fits = ranking.nearest_distance <= of_pool.own_distance[ranking.nearest]
+            other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], trainer.LEFT_OUT)
+            caption_of.append(torch.where(stays, rows, other))
         trainer.caption_of = torch.cat(caption_of)
         return {}
 
