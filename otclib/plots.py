@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 CLEAN, POISON, NEUTRAL, GOOD = "#0072B2", "#D55E00", "#7F7F7F", "#009E73"
 LINE = {"clip": POISON, "otcclip": CLEAN}
@@ -48,7 +49,7 @@ def contact_sheet(images: Sequence, captions: Sequence[str] | None = None, colum
 
 def planted_pairs(rows: Sequence[Mapping], title: str = "") -> Figure:
     """Manifest rows: the planted image, its own caption (blue) and the attacker's (vermilion)."""
-    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.5), squeeze=False)
+    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.75), squeeze=False)
     for ax, row in zip(axes.flat, rows):
         _show(ax, row["image"])
         ax.set_title(textwrap.fill(row["original_caption"], 22), fontsize=8, color=CLEAN)
@@ -89,6 +90,7 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
             ylabel=unit,
             ylim=(-0.03 * max(factor, 16), 1.05 * (factor if factor > 1 else 16)),
         )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _clean_axes(ax)
     axes[0].legend(fontsize=8, frameon=False)
     fig.tight_layout()
@@ -111,7 +113,7 @@ def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
             (("clean_kept", "clean images", CLEAN, "o-"), ("poison_kept", "planted images", POISON, "s-")),
         ),
     )
-    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.4), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True)
     for ax, (title, series) in zip(axes, panels):
         for key, label, colour, style in series:
             points = [(line["epoch"], 100 * line[key]) for line in log if line.get(key) is not None]
@@ -121,7 +123,8 @@ def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
             ax.axvspan(0.5, warmup + 0.5, color="0.93", zorder=0)
             ax.text(0.5 + warmup / 2, 50, "warm-up:\nown captions", fontsize=8, color="0.35", ha="center", va="center")
         ax.set(title=title, xlabel="epoch", ylim=(-3, 104), xlim=(0.5, len(log) + 0.5))
-        ax.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.52))
+        ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _clean_axes(ax)
     axes[0].set_ylabel("share, %")
     fig.tight_layout()
@@ -144,7 +147,7 @@ def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure
 
 def rematched(rows: Sequence[Mapping], title: str = "") -> Figure:
     """Images with the caption they came with (vermilion if planted, else blue) and the one they were given (green)."""
-    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.5), squeeze=False)
+    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.75), squeeze=False)
     for ax, row in zip(axes.flat, rows):
         _show(ax, row["image"])
         ax.set_title(textwrap.fill(row["caption"], 22), fontsize=8, color=POISON if row["planted"] else CLEAN)
@@ -167,7 +170,7 @@ def word_overlays(image: np.ndarray, words: Sequence[str], maps: np.ndarray, box
         ax = axes[0, k + 1]
         _show(ax, image, word)
         ax.imshow(
-            maps[k], cmap=HEAT, alpha=0.72, extent=(0, width, height, 0), vmin=0, vmax=top, interpolation="bilinear"
+            maps[k], cmap=HEAT, alpha=0.6, extent=(0, width, height, 0), vmin=0, vmax=top, interpolation="bilinear"
         )
         if boxes is not None and boxes[k] is not None:
             left, upper, right, lower = boxes[k]
@@ -180,8 +183,8 @@ def word_overlays(image: np.ndarray, words: Sequence[str], maps: np.ndarray, box
 
 def plan_matrix(plan: np.ndarray, words: Sequence[str]) -> Figure:
     """A plan [N, M] as a matrix: words down, image places across in reading order, with both marginals."""
-    fig = plt.figure(figsize=(9, 0.34 * len(words) + 1.9))
-    grid = fig.add_gridspec(2, 2, height_ratios=(1, 3), width_ratios=(10, 1), hspace=0.08, wspace=0.04)
+    fig = plt.figure(figsize=(9, 0.34 * len(words) + 2.2))
+    grid = fig.add_gridspec(2, 2, height_ratios=(1, 3), width_ratios=(10, 1), hspace=0.08, wspace=0.04, bottom=0.22)
     ax = fig.add_subplot(grid[1, 0])
     shown = ax.imshow(plan.T, aspect="auto", cmap="viridis", interpolation="nearest")
     ax.set(yticks=range(len(words)), yticklabels=words, xlabel="place in the image, row by row")
@@ -218,7 +221,7 @@ def grounding(metrics: Mapping[str, float]) -> Figure:
     ax.set(
         yticks=range(len(bars)), yticklabels=[b[0] for b in bars], xlabel="mass of a word that lands on its object, %"
     )
-    ax.set_xlim(0, 100 * max(b[1] for b in bars) * 1.4)
+    ax.set_xlim(0, 100 * max(b[1] for b in bars) * 1.75)
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
@@ -231,7 +234,7 @@ def reg_sweep(image: np.ndarray, word: str, maps: Mapping[float, np.ndarray], co
     height, width = image.shape[:2]
     for ax, (reg, spread) in zip(axes.flat, maps.items()):
         _show(ax, image)
-        ax.imshow(spread, cmap=HEAT, alpha=0.72, extent=(0, width, height, 0), vmin=0, interpolation="bilinear")
+        ax.imshow(spread, cmap=HEAT, alpha=0.6, extent=(0, width, height, 0), vmin=0, interpolation="bilinear")
         ax.set(xlim=(0, width), ylim=(height, 0))
         ax.set_title(f"reg {reg:g}\n<P, C> {cost[reg]:.3f}", fontsize=9)
     fig.suptitle(f"“{word}”", fontsize=10)

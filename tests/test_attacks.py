@@ -50,6 +50,15 @@ def test_plant_never_takes_a_row_twice_and_is_seeded(pairs, poisoned):
     assert attacks.plant(pairs, planned, seed=6)[1]["id"] != manifest["id"]
 
 
+def test_no_attack_borrows_what_another_has_planted(pairs):
+    """A targeted image keeps its label but not its caption: BadNets must not take that caption for its target's."""
+    target = attacks.load("targeted", targets=40, copies=2).poison(pairs, seed=5)[1]["source_label"][0]
+    planned = [attacks.load("targeted", targets=40, copies=2), attacks.load("badnets", target=target, rate=0.1)]
+    _, manifest = attacks.plant(pairs, planned, seed=5)
+    for row in manifest:
+        assert otclib.data.names(row["poison_caption"], row["target_label"])
+
+
 def test_attacks_come_back_from_the_manifest(poisoned):
     found = attacks.from_manifest(poisoned[1])
     assert [type(a).__name__ for a in found] == ["Targeted", "BadNets"]

@@ -21,15 +21,13 @@ def spec(attack, name: str) -> str:
 
 
 def captions_of(pairs: Dataset, label: str) -> list[str]:
-    """Captions of the pairs labelled with the class (else of those that name it): what an attacker would borrow."""
-    labelled = [c for c, own in zip(pairs["caption"][:], pairs["label"][:]) if own == label]
-    captions = labelled or [c for c in pairs["caption"][:] if data.names(c, label)]
+    """Captions that name the class, of pairs labelled with it if there are any: what an attacker would borrow."""
+    naming = [(c, own) for c, own in zip(pairs["caption"][:], pairs["label"][:]) if data.names(c, label)]
+    captions = [c for c, own in naming if own == label] or [c for c, _ in naming]
     if not captions:
         known = data.classes(pairs)
         shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-        raise ValueError(
-            f"target class {label!r} is absent from the set: no label and no caption has it ({shown or 'no labels'})"
-        )
+        raise ValueError(f"target class {label!r} is absent from the set: no caption names it ({shown or 'no labels'})")
     return captions
 
 

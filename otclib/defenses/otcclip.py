@@ -23,10 +23,12 @@ take its own, so a small trigger can carry only the few patches that it covers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from otclib import losses, matching
 from otclib.models import Features
@@ -44,6 +46,7 @@ class OTCClip:
     inter: float = 0.5  # weight of the inter-modal transport loss
     intra: float = 0.25  # weight of the intra-modal transport loss
     fine_batch: int = 16  # pairs of a batch that the transport losses see
+    blur: float = 0.02  # standard deviation of the warm-up's blur, as a share of the image's side; 0: none
     drop: float = 0.2  # share of words that the second view of a caption loses
 
     def begin_epoch(self, trainer) -> dict:
@@ -72,8 +75,17 @@ class OTCClip:
         trainer.caption_of = torch.cat(caption_of)
         return {}
 
+    def view(self, trainer, images: Tensor) -> Tensor:
+        """An augmented view, blurred during the warm-up: what is learned before the first matching is learned from
+        shapes, not from a fine pattern that a few images share."""
+        x = trainer.view(images)
+        sigma = self.blur * x.shape[-1]
+        if not sigma or trainer.epoch >= self.warmup:
+            return x
+        return gaussian_blur(x, kernel_size=2 * math.ceil(3 * sigma) + 1, sigma=sigma)
+
     def loss(self, trainer, batch) -> dict[str, Tensor]:
-        images = trainer.view(batch.images)
+        images = self.view(trainer, batch.images)
         image, text = trainer.towers(images, batch.text)
         parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)}
         few = slice(0, self.fine_batch)
@@ -83,7 +95,7 @@ class OTCClip:
             parts["inter"] = self.inter * loss
         if self.intra:
             other_words = losses.drop_words(batch.text[few], self.drop, trainer.rng)
-            other_image, other_text = trainer.towers(trainer.view(batch.images[few]), other_words)
+            other_image, other_text = trainer.towers(self.view(trainer, batch.images[few]), other_words)
             parts["intra"] = (
                 self.intra
                 * (
