@@ -154,7 +154,7 @@ class Ranking:
     """Where one's own partner stands against a pool of others.
 
     ``own_distance`` [B]; ``own_rank`` [B]: the share of the pool that is nearer than the own partner, counted up to
-    ``share`` and 1.0 beyond; ``nearest`` [B] and ``nearest_distance`` [B]: the pool's nearest (infinite if none may be).
+    ``share`` and 1.0 beyond; ``nearest`` [B], ``nearest_distance`` [B]: the pool's nearest (infinite: none may be).
     """
 
     own_distance: Tensor

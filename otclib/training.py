@@ -58,7 +58,17 @@ class Trainer:
 
     LEFT_OUT = -1  # in caption_of: this image sits the epoch out
 
-    def __init__(self, pairs: Dataset, model: nn.Module, tokenizer, accelerator: Accelerator, seed: int):
+    def __init__(
+        self,
+        pairs: Dataset,
+        model: nn.Module,
+        tokenizer,
+        accelerator: Accelerator,
+        *,
+        seed: int = 0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+    ):
         self.pairs, self.model, self.device = pairs, model, accelerator.device
         self.towers = accelerator.prepare(Towers(model))
         self.images = data.image_tensor(pairs, models.image_size(model))
@@ -66,6 +76,9 @@ class Trainer:
         self.caption_of = torch.arange(len(pairs))  # the row whose caption each image is trained with
         self.rng = torch.Generator().manual_seed(seed)
         self.epoch = 0
+        self.started = 0  # the epoch of the last restart
+        self.opt = optimizer(model, lr, weight_decay)
+        self.initial = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         size = models.image_size(model)
         self.augment = v2.Compose(
             [
@@ -75,6 +88,18 @@ class Trainer:
             ]
         )
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), models.normalize(model)])
+
+    def restart(self) -> None:
+        """Begin anew from the initial weights, with a fresh optimiser and schedule; the pairing stays."""
+        self.model.load_state_dict(self.initial)
+        self.opt.state.clear()
+        self.started = self.epoch
+
+    def schedule(self, done: float, epochs: int, peak: float) -> None:
+        """Set the learning rate; ``done``: the share of this epoch that is over."""
+        rate = learning_rate((self.epoch + done - self.started) / (epochs - self.started), peak)
+        for group in self.opt.param_groups:
+            group["lr"] = rate
 
     @property
     def scale(self) -> Tensor:
@@ -212,12 +237,12 @@ def train(
         manifest.to_parquet(str(part))
         os.replace(part, out / "manifest.parquet")
 
-    trainer = Trainer(pairs, network.to(accelerator.device), tokenizer, accelerator, seed)
-    opt = optimizer(network, lr, weight_decay)
+    network = network.to(accelerator.device)
+    trainer = Trainer(pairs, network, tokenizer, accelerator, seed=seed, lr=lr, weight_decay=weight_decay)
     planted = Planted(pairs, manifest)
     watch = watch if watch is not None else evaluation.default_watch(config)
     watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
-    log = _resume(out, trainer, opt)
+    log = _resume(out, trainer)
     visible = progress and sys.stderr.isatty()
     while trainer.epoch < method.epochs:
         start = time.perf_counter()
@@ -230,15 +255,14 @@ def train(
         steps, sums, count = max(1, used // config["batch_size"]), {}, 0
         batches = trainer.batches(config["batch_size"])
         for batch in tqdm(batches, desc=f"{out.name} {line['epoch']}", total=steps, leave=False, disable=not visible):
-            for group in opt.param_groups:
-                group["lr"] = learning_rate((trainer.epoch + count / steps) / method.epochs, lr)
+            trainer.schedule(count / steps, method.epochs, lr)
             parts = method.loss(trainer, batch)
             loss = sum(parts.values())
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"loss is {float(loss)} in epoch {trainer.epoch + 1}: {parts}")
-            opt.zero_grad()
+            trainer.opt.zero_grad()
             accelerator.backward(loss)
-            opt.step()
+            trainer.opt.step()
             with torch.no_grad():
                 network.logit_scale.clamp_(0, math.log(100))  # as in CLIP
             for name, value in parts.items():
@@ -251,7 +275,7 @@ def train(
             print(_spoken(defense, line, method.epochs), flush=True)
         log.append(line)
         trainer.epoch += 1
-        _checkpoint(out, trainer, opt, log)
+        _checkpoint(out, trainer, log)
 
     _write_pairs(out, trainer, method)
     models.save(network, out / "model.safetensors", str(model))
@@ -397,10 +421,11 @@ class Planted:
         }
 
 
-def _checkpoint(out: Path, trainer: Trainer, opt, log: list[dict]) -> None:
+def _checkpoint(out: Path, trainer: Trainer, log: list[dict]) -> None:
     state = {
         "model": trainer.model.state_dict(),
-        "opt": opt.state_dict(),
+        "opt": trainer.opt.state_dict(),
+        "started": trainer.started,
         "epoch": trainer.epoch,
         "caption_of": trainer.caption_of,
         "rng": trainer.rng.get_state(),
@@ -415,12 +440,13 @@ def _checkpoint(out: Path, trainer: Trainer, opt, log: list[dict]) -> None:
     os.replace(part, out / "log.jsonl")
 
 
-def _resume(out: Path, trainer: Trainer, opt) -> list[dict]:
+def _resume(out: Path, trainer: Trainer) -> list[dict]:
     if not (out / "checkpoint.pt").exists():
         return []
     state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
     trainer.model.load_state_dict(state["model"])
-    opt.load_state_dict(state["opt"])
+    trainer.opt.load_state_dict(state["opt"])
+    trainer.started = state["started"]
     trainer.epoch, trainer.caption_of = state["epoch"], state["caption_of"]
     trainer.rng.set_state(state["rng"])
     torch.set_rng_state(state["torch_rng"])

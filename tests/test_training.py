@@ -109,7 +109,7 @@ def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
 
     def assign(**options):
         trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-        OTCClip(pool=60, **options).begin_epoch(trainer)
+        OTCClip(pool=60, restart=False, **options).begin_epoch(trainer)
         return trainer.caption_of
 
     caption_of = assign(warmup=0, keep=0.2)
@@ -186,6 +186,32 @@ def test_command_line(tmp_path, capsys):
         main(["--out", str(tmp_path / "run"), "--attack", "nosuch"])
     assert stop.value.code == 2 and "unknown attack 'nosuch'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
+    from accelerate import Accelerator
+
+    table, _ = poisoned
+    torch.manual_seed(0)
+    model, _, tokenizer = otclib.models.load("small")
+    trainer = training.Trainer(table, model, tokenizer, Accelerator(cpu=True), seed=0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    method = OTCClip(epochs=4, warmup=1, settle=2, pool=60, keep=0.2)
+    for trainer.epoch in range(4):
+        matched = method.begin_epoch(trainer)
+        assert bool(matched) == (trainer.epoch in (1, 3)), "at the end of the warm-up, and when settled"
+        if trainer.epoch == 1:
+            assert trainer.started == 1 and not trainer.opt.state
+            assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+            pairing = trainer.caption_of.clone()
+        if trainer.epoch == 2:
+            assert torch.equal(trainer.caption_of, pairing)
+        model.train()
+        batch = next(trainer.batches(64))
+        trainer.schedule(0.5, 4, 1e-3)
+        sum(method.loss(trainer, batch).values()).backward()
+        trainer.opt.step()
+        assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_side_by_side_is_the_same_as_alone(runs, poisoned, tmp_path, capsys):

@@ -20,13 +20,15 @@ from otclib.attacks import planting
 class BadNets:
     """A checkered patch in black and white, ``patch`` of the image's side wide (1/8: 8 px at 64, 28 px at 224).
 
-    ``location`` is ``random`` (as published) or ``corner`` (bottom right).
+    ``location`` is ``random`` (as published) or ``corner`` (bottom right). ``captions`` are made from zero-shot
+    ``templates`` (as in CleanCLIP's and SafeCLIP's code) or ``borrowed`` from pairs of the target class.
     """
 
     target: str = "umbrella"
-    rate: float = 0.0175
+    rate: float = 0.01
     patch: float = 0.125
     location: str = "random"
+    captions: str = "templates"
 
     def __post_init__(self) -> None:
         planting.check_rate(self.rate)
@@ -34,12 +36,16 @@ class BadNets:
             raise ValueError(f"patch is a share of the image's side in (0, 1], got {self.patch}")
         if self.location not in ("random", "corner"):
             raise ValueError(f"location is 'random' or 'corner', got {self.location!r}")
+        if self.captions not in ("templates", "borrowed"):
+            raise ValueError(f"captions are 'templates' or 'borrowed', got {self.captions!r}")
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
         """Replace ``rate`` of the pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay."""
         from otclib.attacks import MANIFEST
 
-        captions = planting.captions_of(pairs, self.target)
+        captions = planting.captions_of(pairs, self.target)  # also tells whether the class is there at all
+        if self.captions == "templates":
+            captions = [template.format(self.target) for template in planting.data.templates(pairs)]
         free = [
             k
             for k, (id, label, caption) in enumerate(zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:]))

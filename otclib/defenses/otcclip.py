@@ -6,29 +6,31 @@ pool by it; global *and* fine-grained features combined; Sinkhorn iterations; in
 transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption.
-    then      before every epoch, draw a pool of pairs and ask of every pair whether it is *near*: its caption among the
-              nearest ``keep`` of the pool's captions for this image, and its image among the nearest ``keep`` of the
-              pool's images for this caption. A pair that was near every time stays. Else the image takes the nearest
-              caption whose own pair is near, if it fits that caption as well as the caption's own image does. Else it
-              sits this epoch out.
+    match     draw a pool of pairs and ask of every pair whether it is *near*: its caption among the nearest ``keep`` of
+              the pool's captions for this image, and its image among the nearest ``keep`` of the pool's images for this
+              caption. A near pair stays. Else the image takes the nearest caption whose own pair is near, if it fits
+              that caption as well as the caption's own image does. Else it sits out.
+    restart   forget the warm-up's weights: what the poison wrote into them goes, the separation stays.
+    then      train on what was matched; after ``settle`` epochs match again before every epoch.
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
 
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
 pair that is near already loses nothing by staying. Nearness is asked from both sides because the attacks differ: a
 targeted image is far from its caption as the image sees it (captions of what it shows are nearer); a triggered image
-is given away by the caption, which has seen many images of its own class that fit it better. There the transport
-distance does better than the pooled one: every word must send its whole share of mass somewhere and every patch must
-take its own, so a small trigger can carry only the few patches that it covers.
+is given away by the caption, which has seen many images of its own class that fit it better.
+
+The restart is there because a warm-up long enough to tell objects apart is long enough to pick up some of a trigger,
+and a model that has picked it up defends it: it finds the attacker's caption near, and gives a triggered image other
+captions of the attacker's class. Poison acts by its dose. What passes the first matching is too little to be learned
+by a model that starts afresh.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from otclib import losses, matching
 from otclib.models import Features
@@ -36,22 +38,23 @@ from otclib.models import Features
 
 @dataclass
 class OTCClip:
-    epochs: int = 9
+    epochs: int = 11
     warmup: int = 3  # epochs before the first matching
+    restart: bool = True  # forget the warm-up's weights after the first matching
+    settle: int = 4  # epochs from the first matching to the second, if restarted
     pool: int = 256  # pairs that every pair is compared with; drawn afresh for every matching
     keep: float = 0.05  # near: among this nearest share of the pool, from both sides
-    forgive: bool = False  # may a pair that was parted come back together?
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
     inter: float = 0.5  # weight of the inter-modal transport loss
     intra: float = 0.25  # weight of the intra-modal transport loss
     fine_batch: int = 16  # pairs of a batch that the transport losses see
-    blur: float = 0.02  # standard deviation of the warm-up's blur, as a share of the image's side; 0: none
     drop: float = 0.2  # share of words that the second view of a caption loses
 
     def begin_epoch(self, trainer) -> dict:
         """Decide every image's caption for this epoch."""
-        if trainer.epoch < self.warmup:
+        first = trainer.epoch == self.warmup
+        if not first and trainer.epoch < self.warmup + (self.settle if self.restart else 0):
             return {}
         n = len(trainer.caption_of)
         pool = torch.randperm(n, generator=trainer.rng)[: self.pool]
@@ -68,24 +71,16 @@ class OTCClip:
         caption_of = []
         for rows, image in trainer.encode_images():
             near, ranking = compare(image, trainer.encode_captions(rows), givers)
-            stays = near.cpu() & (self.forgive | (trainer.caption_of[rows] == rows))
             fits = ranking.nearest_distance <= of_pool.own_distance[ranking.nearest]
             other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], trainer.LEFT_OUT)
-            caption_of.append(torch.where(stays, rows, other))
+            caption_of.append(torch.where(near.cpu(), rows, other))
         trainer.caption_of = torch.cat(caption_of)
-        return {}
-
-    def view(self, trainer, images: Tensor) -> Tensor:
-        """An augmented view, blurred during the warm-up: what is learned before the first matching is learned from
-        shapes, not from a fine pattern that a few images share."""
-        x = trainer.view(images)
-        sigma = self.blur * x.shape[-1]
-        if not sigma or trainer.epoch >= self.warmup:
-            return x
-        return gaussian_blur(x, kernel_size=2 * math.ceil(3 * sigma) + 1, sigma=sigma)
+        if first and self.restart:
+            trainer.restart()
+        return {"matched": 1}
 
     def loss(self, trainer, batch) -> dict[str, Tensor]:
-        images = self.view(trainer, batch.images)
+        images = trainer.view(batch.images)
         image, text = trainer.towers(images, batch.text)
         parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)}
         few = slice(0, self.fine_batch)
@@ -95,7 +90,7 @@ class OTCClip:
             parts["inter"] = self.inter * loss
         if self.intra:
             other_words = losses.drop_words(batch.text[few], self.drop, trainer.rng)
-            other_image, other_text = trainer.towers(self.view(trainer, batch.images[few]), other_words)
+            other_image, other_text = trainer.towers(trainer.view(batch.images[few]), other_words)
             parts["intra"] = (
                 self.intra
                 * (
