@@ -230,6 +230,10 @@ def train(
     torch.manual_seed(seed)
     network, _, tokenizer = models.load(model)
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise NotImplementedError(
+            f"a run trains in one process, {accelerator.num_processes} were launched: its losses compare pairs of one batch"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", config)
     if manifest is not None:
