@@ -188,7 +188,7 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
     x = pooled(model, images).cpu().numpy()
     half = len(x) // 2
     scale = x[:half].std(0) + 1e-6
-    probe = LogisticRegression(max_iter=300, C=1.0).fit(x[:half] / scale, labels[:half])
+    probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half] / scale, labels[:half])
     return float(probe.score(x[half:] / scale, labels[half:]))
 
 
@@ -243,7 +243,8 @@ def word_maps(model: nn.Module, tokenizer, images: Tensor, captions: Sequence[st
     text = models.encode_text(model, tokenizer(list(captions)).to(device))
     cosine = torch.einsum("bnd,bmd->bnm", image.tokens, text.tokens)
     plan = sinkhorn(1 - cosine, image.mask.float(), text.mask.float(), reg=reg).plan
-    out = {"plan": plan, "cosine": cosine.clamp(min=0), "softmax": (cosine / reg).exp()}
+    # a word that no place resembles is spread evenly: 1e-6 everywhere
+    out = {"plan": plan, "cosine": cosine.clamp(min=1e-6), "softmax": (cosine / reg).exp()}
     return {k: m * text.mask[:, None] / m.sum(1, keepdim=True).clamp(min=1e-12) for k, m in out.items()}
 
 

@@ -232,7 +232,7 @@ def train(
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise NotImplementedError(
-            f"a run trains in one process, {accelerator.num_processes} were launched: its losses compare pairs of a batch"
+            f"a run trains in one process, {accelerator.num_processes} were launched: a loss compares pairs of one batch"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", config)
