@@ -231,9 +231,8 @@ def train(
     network, _, tokenizer = models.load(model)
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
-        raise NotImplementedError(
-            f"a run trains in one process, {accelerator.num_processes} were launched: a loss compares pairs of one batch"
-        )
+        n = accelerator.num_processes
+        raise NotImplementedError(f"a run trains in one process, {n} were launched: a loss compares pairs of one batch")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", config)
     if manifest is not None:

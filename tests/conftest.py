@@ -39,7 +39,7 @@ def small():
 def runs(poisoned, tmp_path_factory):
     """{defence: finished run folder}, two epochs on 408 pairs."""
     table, manifest = poisoned
-    options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100, "keep": 0.2, "restart": False}}
+    options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100, "keep": 0.2}}
     return {
         name: otclib.train(
             table,

@@ -77,9 +77,8 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
 
 
 def test_the_loss_falls(runs):
-    for run in runs.values():
-        log = results.log(run)
-        assert log[-1]["loss/contrastive"] < log[0]["loss/contrastive"]
+    log = results.log(runs["clip"])
+    assert log[-1]["loss/contrastive"] < log[0]["loss/contrastive"]
 
 
 def test_planted_counts_by_hand(pairs):
