@@ -19,7 +19,7 @@ dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
 seed = 0  # draws the scenes, chooses the images to poison
-out = "runs/demo"  # runs and figures land here
+out = "../runs/demo"  # runs and figures land here
 fast = False  # True: far too little data to learn from, but done in a minute
 INTERACTIVE = True  # False under papermill: no widgets
 
@@ -105,7 +105,7 @@ for a in planned:
 # ## Summary
 #
 # - A set is poisoned by adding pairs; no label is touched, no code is broken into.
-# - The targeted attack needs a few dozen pairs per image, BadNets about one pair in two hundred here: our set is small
+# - The targeted attack needs two dozen pairs per image, BadNets about one pair in a hundred here: our set is small
 #   and so must be the denominator. On millions of pairs the published attacks need 0.0001 % to 0.01 %.
 # - The manifest is written beside every run, so that every success rate can be traced to the pairs behind it.
 #

@@ -22,7 +22,9 @@
 #
 # A pair is **near** when the caption is among the nearest 5 % (`keep`) of a pool of captions for this image, *and* the
 # image among the nearest 5 % of a pool of images for this caption. After a short warm-up, before every epoch: a near pair
-# stays; else the image takes the nearest caption of the pool, if *that* pair is near; else it sits the epoch out.
+# stays; else the image takes the nearest caption of a near pair, if it fits as well as the caption's own image; else it
+# sits out. After the first matching the weights are forgotten and training starts afresh on what was matched: the poison
+# that passed is too little to be learned again.
 #
 # **This is a reconstruction.** Of the paper (arXiv 2509.18717) we could read the abstract and summaries only. Which
 # captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
@@ -34,7 +36,7 @@ attack = ["targeted", "badnets"]  # planted one after the other
 defense = ["clip", "otcclip"]  # trained side by side
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
-out = "runs/demo"  # runs land in out/<defense>; a finished one is not trained again
+out = "../runs/demo"  # runs land in out/<defense>; a finished one is not trained again
 fast = False  # True: too little to learn from, but done in a minute
 INTERACTIVE = True  # False under papermill: no widgets
 

@@ -159,6 +159,8 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
         ({"defense": "nosuch"}, "unknown defense 'nosuch'"),
         ({"defense": "clip", "pool": 5}, "no option pool"),
         ({"model": "nosuch"}, "unknown model 'nosuch'"),
+        ({"keep": 0.0}, "keep must lie in .0, 1."),
+        ({"reg": -1.0}, "reg must be positive"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 1}, "at least 2 pairs"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),

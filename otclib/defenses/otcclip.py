@@ -51,6 +51,17 @@ class OTCClip:
     fine_batch: int = 16  # pairs of a batch that the transport losses see
     drop: float = 0.2  # share of words that the second view of a caption loses
 
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1 or not 0 <= self.global_weight <= 1:
+            raise ValueError(
+                f"keep must lie in (0, 1] and global_weight in [0, 1], got {self.keep}, {self.global_weight}"
+            )
+        if not self.reg > 0 or self.pool < 1 or self.warmup < 0 or self.fine_batch < 2:
+            raise ValueError(
+                f"reg must be positive, pool at least 1, warmup at least 0 and fine_batch at least 2, "
+                f"got {self.reg}, {self.pool}, {self.warmup}, {self.fine_batch}"
+            )
+
     def begin_epoch(self, trainer) -> dict:
         """Decide every image's caption for this epoch."""
         first = trainer.epoch == self.warmup
