@@ -62,18 +62,7 @@ class BadNets:
             row = pairs[k]
             image = planting.png(self.trigger(image, seed=int(rng.integers(2**31))))
             planted.append(planting.planted_row(row, image, caption, row["id"]))
-            manifest.append(
-                {
-                    "id": row["id"],
-                    "kind": "badnets",
-                    "source_label": row["label"],
-                    "target_label": self.target,
-                    "original_caption": row["caption"],
-                    "poison_caption": caption,
-                    "image": image,
-                    "attack": planting.spec(self, "badnets"),
-                }
-            )
+            manifest.append(planting.record(self, "badnets", row, row["id"], self.target, caption, image))
         return planting.replace(pairs, rows, planted), Dataset.from_list(manifest, features=MANIFEST)
 
     def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:

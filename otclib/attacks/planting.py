@@ -67,3 +67,17 @@ def planted_row(row: dict, image: dict, caption: str, id: str) -> dict:
     if "words" in new:
         new["words"] = []
     return new
+
+
+def record(attack, kind: str, row: dict, id: str, target: str, caption: str, image: dict) -> dict:
+    """The manifest's row of a planted pair that was made from the table's ``row``."""
+    return {
+        "id": id,
+        "kind": kind,
+        "source_label": row["label"],
+        "target_label": target,
+        "original_caption": row["caption"],
+        "poison_caption": caption,
+        "image": image,
+        "attack": spec(attack, kind),
+    }

@@ -53,18 +53,7 @@ class Targeted:
             for copy, caption in enumerate(captions):
                 id = f"{row['id']}+{copy}"
                 planted.append(planting.planted_row(row, image, caption, id))
-                manifest.append(
-                    {
-                        "id": id,
-                        "kind": "targeted",
-                        "source_label": source,
-                        "target_label": target,
-                        "original_caption": row["caption"],
-                        "poison_caption": caption,
-                        "image": image,
-                        "attack": planting.spec(self, "targeted"),
-                    }
-                )
+                manifest.append(planting.record(self, "targeted", row, id, target, caption, image))
         return planting.replace(pairs, removed, planted), Dataset.from_list(manifest, features=MANIFEST)
 
     def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
