@@ -72,7 +72,7 @@ class BadNets:
         cell = torch.arange(side) * 4 // side
         checks = ((cell[:, None] + cell[None, :]) % 2).to(images.dtype)
         checks = checks * (255 if images.dtype == torch.uint8 else 1)
-        stamped = images.clone()
+        stamped = images.clone(memory_format=torch.contiguous_format)
         flat = stamped.view(-1, *images.shape[-3:])
         rng = np.random.default_rng(seed)
         for image in flat:
