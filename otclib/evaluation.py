@@ -187,9 +187,9 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
     """Accuracy of a logistic regression on frozen pooled features, fitted on the first half, tested on the second."""
     x = pooled(model, images).cpu().numpy()
     half = len(x) // 2
-    scale = x[:half].std(0) + 1e-6
-    probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half] / scale, labels[:half])
-    return float(probe.score(x[half:] / scale, labels[half:]))
+    x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)  # centred, it converges in a fraction of the iterations
+    probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half], labels[:half])
+    return float(probe.score(x[half:], labels[half:]))
 
 
 @torch.no_grad()
