@@ -42,10 +42,6 @@ def test_targets_are_counted_once_each(poisoned):
     assert evaluation.Targets.of(clean, 64) is None
 
 
-class Oracle(torch.nn.Module):
-    """A stand-in whose embedding of an image is the one-hot of its top left pixel."""
-
-
 def test_attack_metrics_with_an_oracle(monkeypatch, pairs):
     """Predictions are fixed; every count must follow."""
     test = otclib.data.load("scenes", split="test", size=40)
