@@ -102,7 +102,7 @@ Markdown(results.table(runs.values()))
 #
 # - Undefended, both attacks succeed and zero-shot accuracy shows nothing of it: accuracy is no alarm.
 # - OTCCLIP (our reconstruction) takes most of it away from the attacker. What it pays is in the table: a warm-up whose
-#   weights are thrown away, matching, and so fewer epochs and less accuracy in about the same time.
+#   weights are thrown away, matching, and so fewer epochs, more time and less accuracy.
 # - One seed is an anecdote: `make figures` runs three.
 #
 # ## Exercises
