@@ -20,11 +20,15 @@
 #
 # with $w$ = `global_weight`, $\varepsilon$ = `reg`, $a$, $b$ uniform, $\bar v, \bar t$ the pooled features.
 #
-# A pair is **near** when the caption is among the nearest 5 % (`keep`) of a pool of captions for this image, *and* the
-# image among the nearest 5 % of a pool of images for this caption. After a short warm-up, before every epoch: a near pair
-# stays; else the image takes the nearest caption of a near pair, if it fits as well as the caption's own image; else it
-# sits out. After the first matching the weights are forgotten and training starts afresh on what was matched: the poison
-# that passed is too little to be learned again.
+# A pair is **near** when the caption is among the nearest 3 % (`keep`) of a pool of captions for this image, *and* the
+# image among the nearest 3 % of a pool of images for this caption. After a warm-up of three epochs, before every epoch:
+# a near pair stays; any other image takes the nearest caption of a near pair, if it fits as well as that caption's own
+# image does; else it is left out and serves as a negative only. The first matching separates, later ones also re-assign.
+#
+# The warm-up must not learn the poison, or the poison is near too. Two things keep it out. Its contrastive loss weights
+# every pair by $p^q$, with $p$ the pair's own probability in the batch: a caption that contradicts what the image shows
+# is improbable as soon as objects are known, and hardly heard. And it sees strong views (a part of the image, in any
+# hue): an image is harder to know by heart, while what it shows is learned sooner.
 #
 # **This is a reconstruction.** Of the paper (arXiv 2509.18717) we could read the abstract and summaries only. Which
 # captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
@@ -78,12 +82,11 @@ fig.savefig(figures / "learning_curves.png", dpi=150)
 # ## Who was given which caption?
 #
 # Three numbers tell a defence at work from one that collapses: how often a clean image's caption names its true object,
-# how often a planted image's does, and how many different captions are in use. (Images that sit an epoch out have none.)
+# how often a planted image's does, and how many different captions are in use. (Images that are left out have none.)
 
 # %%
 if "otcclip" in runs:
-    warmup = otclib.defenses.load("otcclip").warmup
-    fig = plots.assignments(logs["otcclip"], warmup)
+    fig = plots.assignments(logs["otcclip"], results.config(runs["otcclip"])["options"]["warmup"])
     fig.savefig(figures / "assignments.png", dpi=150)
 
 # %% [markdown]
@@ -123,8 +126,10 @@ fig.savefig(figures / "separation.png", dpi=150)
 # %% [markdown]
 # ## Summary
 #
-# - Without a defence the planted pairs are learned like any others, a little later than the objects.
-# - OTCCLIP uses that delay: once objects are known, a caption that names none of them is *far*, and is replaced.
+# - Without a defence the planted pairs are learned like any others: the trigger together with the objects, the
+#   targeted images a little later.
+# - It is a race, and what is learned first is trusted. The robust warm-up lets the objects win it; then a caption that
+#   names none of them is *far*, and is replaced or left out.
 # - A pair that is near stays. Re-assigning every caption would make a few captions serve all images.
 # - Both sides must agree: captions of other images tell a targeted pair, images of other captions tell a triggered one.
 #
@@ -132,4 +137,4 @@ fig.savefig(figures / "separation.png", dpi=150)
 #
 # 1. Train with `keep=1.0` (every pair stays) in another folder. What is left of the defence?
 # 2. Train with `global_weight=1.0`: no transport in the matching. Which of the two attacks gains by it?
-# 3. Set `warmup=8`. What does the attacker gain, and why?
+# 3. Train with `q=0.0, strong=False`: an ordinary warm-up. Which pairs are kept at the first matching, and why?

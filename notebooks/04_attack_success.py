@@ -101,8 +101,8 @@ Markdown(results.table(runs.values()))
 # ## Summary
 #
 # - Undefended, both attacks succeed and zero-shot accuracy shows nothing of it: accuracy is no alarm.
-# - OTCCLIP (our reconstruction) takes most of it away from the attacker. What it pays is in the table: a warm-up whose
-#   weights are thrown away, matching, and so fewer epochs, more time and less accuracy.
+# - OTCCLIP (our reconstruction) takes it away from the attacker. What it pays is in the table: more seconds per epoch,
+#   for transport losses and matching.
 # - One seed is an anecdote: `make figures` runs three.
 #
 # ## Exercises

@@ -251,10 +251,11 @@ def word_maps(model: nn.Module, tokenizer, images: Tensor, captions: Sequence[st
 def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_REG) -> dict:
     """Does a word's mass land on the object that it names?
 
-    Over all object words (object, colour and size words; not the ground): ``*_mass_on_object``, the share of the word's
-    mass inside the object's box; ``mass_chance``, the box's share of the image (what an even spread gives);
-    ``*_mass_ratio``, the first over the second; ``*_pointing_accuracy``, how often the heaviest cell's centre lies in
-    the box. ``*`` is ``plan``, ``cosine`` or ``softmax``, see ``word_maps``.
+    Over all words that speak of an object (its name, colour and size; not the ground): ``*_mass_on_object``, the share
+    of the word's mass inside the object's box; ``mass_chance``, the box's share of the image (what an even spread
+    gives); ``*_mass_ratio``, the first over the second, also for names and for attributes (colours and sizes) alone;
+    ``*_pointing_accuracy``, how often the heaviest cell's centre lies in the box. ``*`` is ``plan``, ``cosine`` or
+    ``softmax``, see ``word_maps``.
     """
     captions = val["caption"][:]
     maps = word_maps(model, tokenizer, data.image_tensor(val, models.image_size(model)), captions, reg)
@@ -263,24 +264,31 @@ def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_
     centre = (np.arange(side) + 0.5) / side
     inside = {k: [] for k in maps}
     pointed = {k: [] for k in maps}
-    chance = []
+    chance, is_name = [], []
     for b, (caption, words, things) in enumerate(zip(captions, val["words"], val["objects"])):
         spans = {(s.start, s.end): s for s in models.word_spans(tokenizer, caption)}
         for word in words:
             span = spans.get((word["start"], word["end"]))
             if word["object"] < 0 or span is None or span.last > maps["plan"].shape[2]:
                 continue
-            box = things[word["object"]]["box"]
+            thing = things[word["object"]]
+            box = thing["box"]
             cover = coverage(box, side)
             chance.append(cover.mean())
+            is_name.append(data.names(word["text"], thing["name"]))
             for k, m in maps.items():
                 spread = m[b, :, span.first : span.last].mean(1)
                 inside[k].append(float(spread @ cover))
                 row, column = divmod(int(spread.argmax()), side)
                 pointed[k].append(box[0] <= centre[column] <= box[2] and box[1] <= centre[row] <= box[3])
-    out = {"mass_chance": float(np.mean(chance))}
+    chance, is_name = np.array(chance), np.array(is_name)
+    out = {"mass_chance": float(chance.mean())}
     for k in maps:
+        mass = np.array(inside[k])
         out[f"{k}_pointing_accuracy"] = float(np.mean(pointed[k]))
-        out[f"{k}_mass_on_object"] = float(np.mean(inside[k]))
-        out[f"{k}_mass_ratio"] = float(np.mean(inside[k]) / np.mean(chance))
+        out[f"{k}_mass_on_object"] = float(mass.mean())
+        out[f"{k}_mass_ratio"] = float(mass.mean() / chance.mean())
+        for kind, of in (("names", is_name), ("attributes", ~is_name)):
+            if of.any():
+                out[f"{k}_mass_ratio/{kind}"] = float(mass[of].mean() / chance[of].mean())
     return out

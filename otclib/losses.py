@@ -15,21 +15,41 @@ from otclib.models import Features
 from otclib.transport import sinkhorn
 
 
-def symmetric_cross_entropy(logits: Tensor, same: Tensor | None = None) -> Tensor:
+def symmetric_cross_entropy(
+    logits: Tensor, same: Tensor | None = None, q: float = 0.0, trusted: Tensor | None = None
+) -> Tensor:
     """Mean of the row-wise and column-wise cross-entropy of [B, B] logits with targets on the diagonal.
 
     ``same`` [B] gives an identity to each column's caption: off the diagonal, equal ones are no negatives.
+    ``trusted`` [B] bool: only these pairs are pulled together; the others stay in the batch as negatives.
+
+    ``q`` in [0, 1] makes it robust to wrong pairs: every term -log p is weighted by p^q, held constant and scaled to
+    mean 1 over the batch. Up to that scale it is the gradient of (1 - p^q) / q: generalised cross-entropy (Zhang and
+    Sabuncu, NeurIPS 2018), of which RINCE (Chuang et al., CVPR 2022) is the contrastive form. What the majority makes
+    likely is learned; a pair that contradicts it has a small p and is hardly heard.
     """
     targets = torch.arange(len(logits), device=logits.device)
     if same is not None:
         duplicate = (same[:, None] == same[None]) & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
         logits = logits.masked_fill(duplicate, -torch.inf)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    terms = torch.stack([F.cross_entropy(x, targets, reduction="none") for x in (logits, logits.T)])
+    favour = -q * terms.detach()
+    if trusted is not None:
+        favour = favour.masked_fill(~trusted, -torch.inf)
+    weight = favour.softmax(1).nan_to_num(0.0) * len(logits)  # p^q over its mean; all zero if no pair is trusted
+    return (weight * terms).mean()
 
 
-def contrastive(image: Tensor, text: Tensor, scale: Tensor, same: Tensor | None = None) -> Tensor:
+def contrastive(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    same: Tensor | None = None,
+    q: float = 0.0,
+    trusted: Tensor | None = None,
+) -> Tensor:
     """CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021)."""
-    return symmetric_cross_entropy(scale * image @ text.T, same)
+    return symmetric_cross_entropy(scale * image @ text.T, same, q, trusted)
 
 
 def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 20) -> Tensor:
@@ -43,9 +63,16 @@ def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 2
     return 1 - sinkhorn(1 - cosine, a, b, reg=reg, tol=1e-2, max_iter=max_iter).cost.view(B, P)
 
 
-def inter_modal(image: Features, text: Features, scale: Tensor, reg: float, same: Tensor | None = None) -> Tensor:
+def inter_modal(
+    image: Features,
+    text: Features,
+    scale: Tensor,
+    reg: float,
+    same: Tensor | None = None,
+    trusted: Tensor | None = None,
+) -> Tensor:
     """Contrastive loss on the transport similarity of images' tokens and captions' tokens."""
-    return symmetric_cross_entropy(scale * transport_similarity(image, text, reg), same)
+    return symmetric_cross_entropy(scale * transport_similarity(image, text, reg), same, trusted=trusted)
 
 
 def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> Tensor:

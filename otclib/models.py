@@ -37,7 +37,7 @@ CONFIGS = {
     "small": {
         "embed_dim": 128,
         "vision_cfg": {"timm_model_name": "otclib_small", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
-        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 1},
     }
 }
 

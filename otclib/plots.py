@@ -200,29 +200,30 @@ def plan_matrix(plan: np.ndarray, words: Sequence[str]) -> Figure:
     return fig
 
 
+KINDS = (("names", "names of objects"), ("attributes", "colours and sizes"))
+
+
 def grounding(metrics: Mapping[str, float]) -> Figure:
-    """Share of an object word's mass on its object: an even spread, cosine similarity, the plan."""
-    bars = (
-        ("even spread (chance)", metrics["mass_chance"], NEUTRAL),
-        ("raw cosine", metrics["cosine_mass_on_object"], "#E69F00"),
-        ("softmax of cosine", metrics["softmax_mass_on_object"], "#56B4E9"),
-        ("transport plan", metrics["plan_mass_on_object"], CLEAN),
+    """How much of a word's mass lands on its object, over what an even spread gives: names, colours and sizes."""
+    readings = (
+        ("plan", "transport plan", CLEAN),
+        ("softmax", "softmax of cosine", "#56B4E9"),
+        ("cosine", "raw cosine", "#E69F00"),
     )
-    fig, ax = plt.subplots(figsize=(5.6, 2.3))
-    for k, (_, value, colour) in enumerate(bars):
-        ax.barh(k, 100 * value, color=colour)
-        ax.text(
-            100 * value + 0.8,
-            k,
-            f"{100 * value:.0f} %   ({value / metrics['mass_chance']:.1f}x chance)",
-            va="center",
-            fontsize=9,
-        )
-    ax.set(
-        yticks=range(len(bars)), yticklabels=[b[0] for b in bars], xlabel="mass of a word that lands on its object, %"
-    )
-    ax.set_xlim(0, 100 * max(b[1] for b in bars) * 1.75)
+    kinds = [(k, label) for k, label in KINDS if f"plan_mass_ratio/{k}" in metrics]
+    fig, ax = plt.subplots(figsize=(6.4, 0.7 + 0.95 * len(kinds)))
+    for n, (reading, name, colour) in enumerate(readings):
+        values = [metrics[f"{reading}_mass_ratio/{kind}"] for kind, _ in kinds]
+        places = [k + 0.27 * (n - 1) for k in range(len(kinds))]
+        ax.barh(places, values, height=0.25, color=colour, label=name)
+        for y, value in zip(places, values):
+            ax.text(value + 0.05, y, f"{value:.1f}", va="center", fontsize=9)
+    ax.axvline(1, color="0.3", linewidth=1, linestyle="--")
+    ax.set(yticks=range(len(kinds)), yticklabels=[label for _, label in kinds])
+    ax.set_xlabel("mass on the word's object, relative to an even spread (dashed)")
+    ax.set_xlim(0, 1.2 * ax.get_xlim()[1])
     ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
     return fig

@@ -28,7 +28,10 @@ ROWS = (  # key, label, factor, format
     ("text_to_image_recall_at_1", "text-to-image R@1, %", 100, "{:.1f}"),
     ("plan_pointing_accuracy", "plan pointing, %", 100, "{:.1f}"),
     ("plan_mass_ratio", "plan mass on object / chance", 1, "{:.2f}"),
+    ("plan_mass_ratio/names", "... of object names alone", 1, "{:.2f}"),
+    ("plan_mass_ratio/attributes", "... of colours and sizes alone", 1, "{:.2f}"),
     ("cosine_mass_ratio", "cosine mass on object / chance", 1, "{:.2f}"),
+    ("cosine_mass_ratio/names", "... of object names alone", 1, "{:.2f}"),
     ("seconds_per_epoch", "seconds per epoch", 1, "{:.0f}"),
 )
 
@@ -39,6 +42,11 @@ def read(run: str | Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{run} has no metrics.json: it is not a finished run")
     return json.loads(path.read_text())
+
+
+def config(run: str | Path) -> dict:
+    """What was asked: defence, its options, seed, learning rate, ..."""
+    return json.loads((Path(run) / "config.json").read_text())
 
 
 def log(run: str | Path) -> list[dict]:

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--epochs", type=int)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--lr", type=float, default=4e-3)
     p.add_argument("--options", type=json.loads, default={}, help="the defence's options, as JSON")
     a = p.parse_args(arguments)
     try:

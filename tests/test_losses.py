@@ -39,6 +39,42 @@ def test_equal_captions_are_no_negatives():
     assert math.isclose(float(losses.symmetric_cross_entropy(logits, same)), expected, rel_tol=1e-5)
 
 
+def test_robust_weights_by_hand():
+    """p^q over its mean weights every term; the gradient is that of (1 - p^q) / q up to one factor for a direction."""
+    logits = torch.tensor([[2.0, 0.0], [0.5, 1.0]])
+    expected = 0.0
+    for x in (logits, logits.T):
+        p = x.softmax(1).diagonal()
+        expected += float((p**0.5 / (p**0.5).mean() * -p.log()).mean()) / 2
+    assert math.isclose(float(losses.symmetric_cross_entropy(logits, q=0.5)), expected, rel_tol=1e-5)
+    a, b = (torch.randn(6, 6, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    losses.symmetric_cross_entropy(a, q=0.7).backward()
+    rows, columns = b.softmax(1).diagonal() ** 0.7, b.softmax(0).diagonal() ** 0.7
+    (-(rows.mean().log() + columns.mean().log()) / 0.7 / 2).backward()  # its gradient: (1 - p^q)/q over the mean of p^q
+    assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def test_a_pair_that_contradicts_the_rest_is_hardly_heard():
+    logits = torch.full((8, 8), -4.0).fill_diagonal_(4.0)
+    logits[0, 0], logits[0, 1] = -4.0, 4.0  # this image is sure to be another's caption
+
+    def pull(q):
+        x = logits.clone().requires_grad_()
+        losses.symmetric_cross_entropy(x, q=q).backward()
+        return -float(x.grad[0, 0])
+
+    assert pull(0.0) > 0.1 and pull(1.0) < 0.1 * pull(0.0)
+
+
+def test_untrusted_pairs_are_negatives_only():
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    trusted = torch.tensor([True, True, True, False])
+    loss = losses.symmetric_cross_entropy(logits, q=0.5, trusted=trusted)
+    loss.backward()
+    assert logits.grad[3, 3] == 0 and (logits.grad[:3, 3] > 0).all() and (logits.grad[3, :3] > 0).all()
+    assert losses.symmetric_cross_entropy(logits, trusted=torch.zeros(4).bool()) == 0
+
+
 def test_contrastive_is_clip_loss():
     v, t = F.normalize(torch.randn(5, 8), dim=-1), F.normalize(torch.randn(5, 8), dim=-1)
     from open_clip import ClipLoss

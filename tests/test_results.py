@@ -40,6 +40,13 @@ def close():
     plt.close("all")
 
 
+GROUNDED = {
+    f"{reading}_mass_ratio/{kind}": value
+    for reading, values in (("plan", (3.0, 0.5)), ("softmax", (3.5, 0.7)), ("cosine", (2.0, 0.9)))
+    for kind, value in zip(("names", "attributes"), values)
+}
+
+
 @pytest.mark.parametrize(
     "draw",
     [
@@ -53,14 +60,7 @@ def close():
         lambda: plots.word_overlays(IMAGE, ["a", "star"], np.random.rand(2, 8, 8), [None, [0.1, 0.2, 0.5, 0.6]]),
         lambda: plots.plan_matrix(np.full((64, 3), 1 / 192), ["a", "red", "star"]),
         lambda: plots.reg_sweep(IMAGE, "star", {0.1: np.random.rand(8, 8)}, {0.1: 0.4}),
-        lambda: plots.grounding(
-            {
-                "mass_chance": 0.1,
-                "plan_mass_on_object": 0.4,
-                "cosine_mass_on_object": 0.2,
-                "softmax_mass_on_object": 0.3,
-            }
-        ),
+        lambda: plots.grounding(GROUNDED),
         lambda: plots.comparison({"clip": LOG, "otcclip": LOG[:1]}),
     ],
 )
@@ -74,16 +74,5 @@ def test_bars_have_the_heights_of_their_numbers():
     ax = plots.comparison({"clip": LOG, "otcclip": LOG[:1]}).axes[2]
     heights = [bar.get_height() for bar in ax.patches]
     assert heights == pytest.approx([2.5, 1.0])
-    assert [
-        p.get_width()
-        for p in plots.grounding(
-            {
-                "mass_chance": 0.1,
-                "plan_mass_on_object": 0.4,
-                "cosine_mass_on_object": 0.2,
-                "softmax_mass_on_object": 0.3,
-            }
-        )
-        .axes[0]
-        .patches
-    ] == pytest.approx([10, 20, 30, 40])
+    widths = [bar.get_width() for bar in plots.grounding(GROUNDED).axes[0].patches]
+    assert widths == pytest.approx([3.0, 0.5, 3.5, 0.7, 2.0, 0.9])

@@ -100,7 +100,7 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
-    """Whoever moves gets a caption of the pool; if all ranks are near enough all stay; no matching in the warm-up."""
+    """Whoever moves gets a caption of the pool; if all ranks are near enough all stay."""
     from accelerate import Accelerator
 
     table, _ = poisoned
@@ -108,14 +108,15 @@ def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
 
     def assign(**options):
         trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-        OTCClip(pool=60, restart=False, **options).begin_epoch(trainer)
+        method = OTCClip(pool=60, warmup=1, **options)
+        trainer.epoch = 2
+        method.begin_epoch(trainer)
         return trainer.caption_of
 
-    caption_of = assign(warmup=0, keep=0.2)
+    caption_of = assign(keep=0.2)
     moved = (caption_of != own) & (caption_of != training.Trainer.LEFT_OUT)
     assert len(caption_of[moved].unique()) <= 60 and caption_of.max() < len(table)
-    assert torch.equal(assign(warmup=0, keep=1.0), own)
-    assert torch.equal(assign(warmup=1, keep=0.2), own)
+    assert torch.equal(assign(keep=1.0), own)
 
 
 def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(poisoned, small, monkeypatch):
@@ -146,6 +147,7 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
         "encode_images",
         lambda rows=None: iter([(r, seen[r]) for r in [torch.arange(len(table)) if rows is None else rows]]),
     )
+    trainer.epoch = 1
     OTCClip(warmup=0, pool=len(table), keep=0.06).begin_epoch(trainer)
     look = training.Planted(table, manifest).look(trainer.caption_of)
     assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
@@ -189,30 +191,45 @@ def test_command_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
+def test_warm_up_then_separate_then_re_assign(poisoned, small):
     from accelerate import Accelerator
 
     table, _ = poisoned
-    torch.manual_seed(0)
-    model, _, tokenizer = otclib.models.load("small")
-    trainer = training.Trainer(table, model, tokenizer, Accelerator(cpu=True), seed=0)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    method = OTCClip(epochs=4, warmup=1, settle=2, pool=60, keep=0.2)
+    trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClip(epochs=4, warmup=2, pool=60, keep=0.2)
+    own, fates = torch.arange(len(table)), []
     for trainer.epoch in range(4):
-        matched = method.begin_epoch(trainer)
-        assert bool(matched) == (trainer.epoch in (1, 3)), "at the end of the warm-up, and when settled"
-        if trainer.epoch == 1:
-            assert trainer.started == 1 and not trainer.opt.state
-            assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-            pairing = trainer.caption_of.clone()
-        if trainer.epoch == 2:
-            assert torch.equal(trainer.caption_of, pairing)
-        model.train()
-        batch = next(trainer.batches(64))
-        trainer.schedule(0.5, 4, 1e-3)
-        sum(method.loss(trainer, batch).values()).backward()
-        trainer.opt.step()
-        assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert bool(method.begin_epoch(trainer)) == (trainer.epoch >= 2)
+        moved = (trainer.caption_of != own) & (trainer.caption_of != trainer.LEFT_OUT)
+        fates.append((int((trainer.caption_of == trainer.LEFT_OUT).sum()), int(moved.sum())))
+    assert fates[:2] == [(0, 0)] * 2, "the warm-up touches no pair"
+    assert fates[2][0] > 0 and fates[2][1] == 0, "the first matching only separates"
+    assert fates[3][1] > 0, "the next one re-assigns"
+    assert [method.robustness(e) for e in range(4)] == [0.5, 1.0, 1.0, 1.0] and OTCClip(q=0.0).robustness(5) == 0.0
+
+
+def test_who_is_left_out_comes_with_the_own_caption_and_no_trust(poisoned, small):
+    from accelerate import Accelerator
+
+    table, _ = poisoned
+    trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
+    trainer.caption_of[:5] = trainer.LEFT_OUT
+    trainer.caption_of[5] = 7
+    seen = 0
+    for batch in trainer.batches(50):
+        expected = torch.where(batch.row == 5, 7, batch.row)
+        assert torch.equal(batch.caption, expected) and torch.equal(batch.trusted, batch.row >= 5)
+        assert torch.equal(batch.text, trainer.text[expected])
+        seen += len(batch.row)
+    assert seen == len(table) // 50 * 50
+
+
+def test_every_parameter_has_one_optimizer(small):
+    groups = [g for opt in training.optimizers(small[0], 1e-3, 0.1) for g in opt.param_groups]
+    held = [p for g in groups for p in g["params"]]
+    assert len(held) == len({id(p) for p in held}) == len(list(small[0].parameters()))
+    assert all(p.ndim >= 2 for p in groups[0]["params"]), "Muon is for matrices"
+    assert all(g["weight_decay"] == 0 for g in groups if any(p.ndim < 2 for p in g["params"]))
 
 
 def test_side_by_side_is_the_same_as_alone(runs, poisoned, tmp_path, capsys):

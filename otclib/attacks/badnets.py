@@ -25,7 +25,7 @@ class BadNets:
     """
 
     target: str = "umbrella"
-    rate: float = 0.01
+    rate: float = 0.005
     patch: float = 0.125
     location: str = "random"
     captions: str = "templates"

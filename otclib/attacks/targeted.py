@@ -21,7 +21,7 @@ class Targeted:
     """``targets`` images of different classes, each planted ``copies`` times with captions of one other class."""
 
     targets: int = 16
-    copies: int = 24
+    copies: int = 16
 
     def __post_init__(self) -> None:
         if self.targets < 1 or self.copies < 1:

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-VERSION = 6  # part of the cache's name: raise it when the same seed would give other scenes
+VERSION = 7  # part of the cache's name: raise it when the same seed would give other scenes
 
 # class -> (glyph, synonyms beside the class name)
 OBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -154,7 +154,7 @@ def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         rgb = tuple(min(255, max(0, int(v + d))) for v, d in zip(COLOURS[colour][0], rng.normal(0, 10, 3)))
         size = "large" if rng.random() < 0.5 else "small"
-        diameter = rng.uniform(0.58, 0.72) if size == "large" else rng.uniform(0.44, 0.52)
+        diameter = rng.uniform(0.46, 0.60) if size == "large" else rng.uniform(0.34, 0.42)
         diameter *= (1.0, 0.82, 0.70)[count - 1]
         for _ in range(12):  # a free place, or the last one tried
             x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2)

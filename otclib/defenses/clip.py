@@ -12,7 +12,7 @@ from otclib.models import Features
 
 @dataclass
 class Clip:
-    epochs: int = 14
+    epochs: int = 12
 
     def begin_epoch(self, trainer) -> dict:
         """Nothing is matched: every image keeps its own caption."""

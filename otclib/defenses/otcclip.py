@@ -5,24 +5,25 @@ from them: a transport distance between the fine-grained features of images and 
 pool by it; global *and* fine-grained features combined; Sinkhorn iterations; inter- and intra-modal alignment by
 transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
 
-    warm-up   epochs 1 .. ``warmup``: every image with its own caption.
-    match     draw a pool of pairs and ask of every pair whether it is *near*: its caption among the nearest ``keep`` of
-              the pool's captions for this image, and its image among the nearest ``keep`` of the pool's images for this
-              caption. A near pair stays. Else the image takes the nearest caption whose own pair is near, if it fits
-              that caption as well as the caption's own image does. Else it sits out.
-    restart   forget the warm-up's weights: what the poison wrote into them goes, the separation stays.
-    then      train on what was matched; after ``settle`` epochs match again before every epoch.
+    warm-up   epochs 1 .. ``warmup``: every image with its own caption, in strong views, under a robust loss.
+    match     before every later epoch, draw a pool of pairs and ask of every pair whether it is *near*: its caption
+              among the nearest ``keep`` of the pool's captions for this image, and its image among the nearest ``keep``
+              of the pool's images for this caption. A near pair stays. Any other image takes the nearest caption of a
+              near pair, if it fits that caption as well as the caption's own image does; else it is left out, and stays
+              in the batches as a negative only. The first matching separates, later ones also re-assign.
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
+
+Why poison does not ride the warm-up: a planted pair contradicts what its image shows, so once objects begin to be told
+apart its probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q (see
+``losses.symmetric_cross_entropy``), so that it is hardly learned, and what is not learned stays far and is parted by
+the first matching. It is a race: what is learned first is trusted. Strong views (of any hue, of parts) take from an
+image what makes it memorable and leave what it shows; ``q`` rises to 1 over the warm-up, for at the start, when
+nothing is known, it only slows.
 
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
 pair that is near already loses nothing by staying. Nearness is asked from both sides because the attacks differ: a
 targeted image is far from its caption as the image sees it (captions of what it shows are nearer); a triggered image
 is given away by the caption, which has seen many images of its own class that fit it better.
-
-The restart is there because a warm-up long enough to tell objects apart is long enough to pick up some of a trigger,
-and a model that has picked it up defends it: it finds the attacker's caption near, and gives a triggered image other
-captions of the attacker's class. Poison acts by its dose. What passes the first matching is too little to be learned
-by a model that starts afresh.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from otclib.models import Features
 
 @dataclass
 class OTCClip:
-    epochs: int = 11
-    warmup: int = 3  # epochs before the first matching
-    restart: bool = True  # forget the warm-up's weights after the first matching
-    settle: int = 4  # epochs from the first matching to the second, if restarted
-    pool: int = 256  # pairs that every pair is compared with; drawn afresh for every matching
-    keep: float = 0.05  # near: among this nearest share of the pool, from both sides
+    epochs: int = 9
+    warmup: int = 3  # epochs before the first matching; of a short run all but the last
+    strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
+    q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
+    pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
+    keep: float = 0.03  # near: among this nearest share of the pool, from both sides
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
     inter: float = 0.5  # weight of the inter-modal transport loss
@@ -52,24 +53,24 @@ class OTCClip:
     drop: float = 0.2  # share of words that the second view of a caption loses
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or not 0 <= self.global_weight <= 1:
+        if not 0 < self.keep <= 1 or not 0 <= self.global_weight <= 1 or not 0 <= self.q <= 1:
             raise ValueError(
-                f"keep must lie in (0, 1] and global_weight in [0, 1], got {self.keep}, {self.global_weight}"
+                f"keep must lie in (0, 1], global_weight and q in [0, 1], "
+                f"got {self.keep}, {self.global_weight} and {self.q}"
             )
         if not self.reg > 0 or self.pool < 1 or self.warmup < 0 or self.fine_batch < 2:
             raise ValueError(
                 f"reg must be positive, pool at least 1, warmup at least 0 and fine_batch at least 2, "
                 f"got {self.reg}, {self.pool}, {self.warmup}, {self.fine_batch}"
             )
+        self.warmup = min(self.warmup, max(1, self.epochs - 1))
 
     def begin_epoch(self, trainer) -> dict:
         """Decide every image's caption for this epoch."""
-        first = trainer.epoch == self.warmup
-        if not first and trainer.epoch < self.warmup + (self.settle if self.restart else 0):
+        if trainer.epoch < self.warmup:
             return {}
-        n = len(trainer.caption_of)
-        pool = torch.randperm(n, generator=trainer.rng)[: self.pool]
-        images = Features.cat([image for _, image in trainer.encode_images(pool)])
+        pool = torch.randperm(len(trainer.caption_of), generator=trainer.rng)[: self.pool]
+        images = Features.cat([losses.coarse(image) for _, image in trainer.encode_images(pool)])
         captions = trainer.encode_captions(pool)
         how = {"reg": self.reg, "share": self.keep, "global_weight": self.global_weight}
 
@@ -79,29 +80,40 @@ class OTCClip:
             return (from_image.own_rank <= self.keep) & (from_caption.own_rank <= self.keep), from_image
 
         givers, of_pool = compare(images, captions)
+        if trainer.epoch == self.warmup:
+            givers = torch.zeros_like(givers)  # separate first
         caption_of = []
         for rows, image in trainer.encode_images():
-            near, ranking = compare(image, trainer.encode_captions(rows), givers)
+            near, ranking = compare(losses.coarse(image), trainer.encode_captions(rows), givers)
             fits = ranking.nearest_distance <= of_pool.own_distance[ranking.nearest]
             other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], trainer.LEFT_OUT)
             caption_of.append(torch.where(near.cpu(), rows, other))
         trainer.caption_of = torch.cat(caption_of)
-        if first and self.restart:
-            trainer.restart()
         return {"matched": 1}
 
+    def robustness(self, epoch: int) -> float:
+        """q of an epoch (counted from 0): linear from ``q`` to 1 over the warm-up, if it is not 0."""
+        through = min(1.0, epoch / max(1, self.warmup - 1))
+        return self.q and self.q + (1 - self.q) * through
+
     def loss(self, trainer, batch) -> dict[str, Tensor]:
-        images = trainer.view(batch.images)
-        image, text = trainer.towers(images, batch.text)
-        parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)}
+        strong = self.strong and trainer.epoch < self.warmup
+        q = self.robustness(trainer.epoch)
+        image, text = trainer.towers(trainer.view(batch.images, strong), batch.text)
+        parts = {
+            "contrastive": losses.contrastive(
+                image.pooled, text.pooled, trainer.scale, same=batch.caption, trusted=batch.trusted, q=q
+            )
+        }
         few = slice(0, self.fine_batch)
         fine_image, fine_text = image[few], text[few]
         if self.inter:
-            loss = losses.inter_modal(fine_image, fine_text, trainer.scale, self.reg, batch.caption[few])
+            who = {"same": batch.caption[few], "trusted": batch.trusted[few]}
+            loss = losses.inter_modal(fine_image, fine_text, trainer.scale, self.reg, **who)
             parts["inter"] = self.inter * loss
         if self.intra:
             other_words = losses.drop_words(batch.text[few], self.drop, trainer.rng)
-            other_image, other_text = trainer.towers(trainer.view(batch.images[few]), other_words)
+            other_image, other_text = trainer.towers(trainer.view(batch.images[few], strong), other_words)
             parts["intra"] = (
                 self.intra
                 * (
