@@ -259,13 +259,7 @@ def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
             ax.bar(k, np.mean(values), width=0.62, color=LINE.get(name, NEUTRAL), alpha=0.85)
             if len(values) > 1:
                 ax.plot(np.linspace(k - 0.12, k + 0.12, len(values)), values, "o", color="black", markersize=3.5)
-            text = (
-                f"{np.mean(values):.1f}"
-                if factor > 1
-                else f"{np.mean(values):.0f}"
-                if len(values) == 1
-                else f"{np.mean(values):.1f}"
-            )
+            text = f"{np.mean(values):.{1 if factor > 1 or len(values) > 1 else 0}f}"
             ax.text(k, np.mean(values) + 0.02 * top, text, ha="center", va="bottom", fontsize=9)
         ax.set(title=title, ylabel=unit, ylim=(0, top * 1.08), xticks=range(len(results)))
         ax.set_xticklabels([textwrap.fill(NAME.get(n, n), 16) for n in results], fontsize=8)

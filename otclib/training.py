@@ -82,6 +82,8 @@ class Trainer:
         self.rng = torch.Generator().manual_seed(seed)
         self.epoch = 0
         self.optimizers = optimizers(model, lr, weight_decay)
+        self.initial = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        self.started = 0  # the epoch in which the weights began
         size = models.image_size(model)
         self.augment = v2.Compose(
             [
@@ -99,9 +101,16 @@ class Trainer:
         )
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), models.normalize(model)])
 
+    def restart(self) -> None:
+        """Begin anew from the initial weights, with fresh optimisers and schedule; the pairing stays."""
+        self.model.load_state_dict(self.initial)
+        for opt in self.optimizers:
+            opt.state.clear()
+        self.started = self.epoch
+
     def schedule(self, done: float, epochs: int, peak: float) -> None:
         """Set the learning rate; ``done``: the share of this epoch that is over."""
-        rate = learning_rate((self.epoch + done) / epochs, peak)
+        rate = learning_rate((self.epoch + done - self.started) / (epochs - self.started), peak)
         for opt in self.optimizers:
             for group in opt.param_groups:
                 group["lr"] = rate * group["share"]
@@ -444,6 +453,7 @@ def _checkpoint(out: Path, trainer: Trainer, log: list[dict]) -> None:
     state = {
         "model": trainer.model.state_dict(),
         "optimizers": [opt.state_dict() for opt in trainer.optimizers],
+        "started": trainer.started,
         "epoch": trainer.epoch,
         "caption_of": trainer.caption_of,
         "rng": trainer.rng.get_state(),
@@ -465,6 +475,7 @@ def _resume(out: Path, trainer: Trainer) -> list[dict]:
     trainer.model.load_state_dict(state["model"])
     for opt, saved in zip(trainer.optimizers, state["optimizers"]):
         opt.load_state_dict(saved)
+    trainer.started = state["started"]
     trainer.epoch, trainer.caption_of = state["epoch"], state["caption_of"]
     trainer.rng.set_state(state["rng"])
     torch.set_rng_state(state["torch_rng"])

@@ -108,7 +108,7 @@ def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
 
     def assign(**options):
         trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-        method = OTCClip(pool=60, warmup=1, **options)
+        method = OTCClip(pool=60, warmup=1, restart=False, **options)
         trainer.epoch = 2
         method.begin_epoch(trainer)
         return trainer.caption_of
@@ -148,7 +148,7 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
         lambda rows=None: iter([(r, seen[r]) for r in [torch.arange(len(table)) if rows is None else rows]]),
     )
     trainer.epoch = 1
-    OTCClip(warmup=0, pool=len(table), keep=0.06).begin_epoch(trainer)
+    OTCClip(warmup=0, restart=False, pool=len(table), keep=0.06).begin_epoch(trainer)
     look = training.Planted(table, manifest).look(trainer.caption_of)
     assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
     assert look["poison_kept"] <= 2 * 0.06, "no more than a random pair would"
@@ -196,7 +196,7 @@ def test_warm_up_then_separate_then_re_assign(poisoned, small):
 
     table, _ = poisoned
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(epochs=4, warmup=2, pool=60, keep=0.2)
+    method = OTCClip(epochs=4, warmup=2, restart=False, pool=60, keep=0.2)
     own, fates = torch.arange(len(table)), []
     for trainer.epoch in range(4):
         assert bool(method.begin_epoch(trainer)) == (trainer.epoch >= 2)
@@ -205,7 +205,35 @@ def test_warm_up_then_separate_then_re_assign(poisoned, small):
     assert fates[:2] == [(0, 0)] * 2, "the warm-up touches no pair"
     assert fates[2][0] > 0 and fates[2][1] == 0, "the first matching only separates"
     assert fates[3][1] > 0, "the next one re-assigns"
+    assert OTCClip(epochs=2).warmup == 1, "of a short run all but the last epoch"
     assert [method.robustness(e) for e in range(4)] == [0.5, 1.0, 1.0, 1.0] and OTCClip(q=0.0).robustness(5) == 0.0
+
+
+def test_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
+    from accelerate import Accelerator
+
+    table, _ = poisoned
+    torch.manual_seed(0)
+    model, _, tokenizer = otclib.models.load("small")
+    trainer = training.Trainer(table, model, tokenizer, Accelerator(cpu=True), seed=0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    method = OTCClip(epochs=5, warmup=2, pool=60, keep=0.2)
+    for trainer.epoch in range(5):
+        matched = method.begin_epoch(trainer)
+        assert bool(matched) == (trainer.epoch in (2, 4)), "after a warm-up, and after the one that follows the restart"
+        if trainer.epoch == 2:
+            assert trainer.started == 2 and not any(opt.state for opt in trainer.optimizers)
+            assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+            pairing = trainer.caption_of.clone()
+            assert (pairing == trainer.LEFT_OUT).any()
+        if trainer.epoch == 3:
+            assert torch.equal(trainer.caption_of, pairing)
+        model.train()
+        trainer.schedule(0.5, 5, 1e-3)
+        sum(method.loss(trainer, next(trainer.batches(64))).values()).backward()
+        for opt in trainer.optimizers:
+            opt.step()
+        assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_who_is_left_out_comes_with_the_own_caption_and_no_trust(poisoned, small):

@@ -6,11 +6,13 @@ pool by it; global *and* fine-grained features combined; Sinkhorn iterations; in
 transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption, in strong views, under a robust loss.
-    match     before every later epoch, draw a pool of pairs and ask of every pair whether it is *near*: its caption
-              among the nearest ``keep`` of the pool's captions for this image, and its image among the nearest ``keep``
-              of the pool's images for this caption. A near pair stays. Any other image takes the nearest caption of a
-              near pair, if it fits that caption as well as the caption's own image does; else it is left out, and stays
-              in the batches as a negative only. The first matching separates, later ones also re-assign.
+    restart   after the first matching forget the weights, and warm up again on what it kept.
+    match     after a warm-up and before every later epoch, draw a pool of pairs and ask of every pair whether it is
+              *near*: its caption among the nearest ``keep`` of the pool's captions for this image, and its image among
+              the nearest ``keep`` of the pool's images for this caption. A near pair stays. Any other image takes the
+              nearest caption of a near pair, if it fits that caption as well as the caption's own image does; else it
+              is left out, and stays in the batches as a negative only. A model's first matching separates, later ones
+              also re-assign.
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
 
 Why poison does not ride the warm-up: a planted pair contradicts what its image shows, so once objects begin to be told
@@ -19,6 +21,9 @@ apart its probability p under the batch's softmax is small. The contrastive loss
 the first matching. It is a race: what is learned first is trusted. Strong views (of any hue, of parts) take from an
 image what makes it memorable and leave what it shows; ``q`` rises to 1 over the warm-up, for at the start, when
 nothing is known, it only slows.
+
+The restart is for the races that are lost: where the trigger was learned a little, it stays, for nothing contradicts it
+once its pairs are gone. What the first matching lets pass is too little to be learned by a model that starts afresh.
 
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
 pair that is near already loses nothing by staying. Nearness is asked from both sides because the attacks differ: a
@@ -39,8 +44,9 @@ from otclib.models import Features
 
 @dataclass
 class OTCClip:
-    epochs: int = 9
+    epochs: int = 10
     warmup: int = 3  # epochs before the first matching; of a short run all but the last
+    restart: bool = True  # forget the weights after the first matching, and warm up again on what it kept
     strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
     q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
     pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
@@ -67,7 +73,8 @@ class OTCClip:
 
     def begin_epoch(self, trainer) -> dict:
         """Decide every image's caption for this epoch."""
-        if trainer.epoch < self.warmup:
+        since = trainer.epoch - trainer.started
+        if since < self.warmup:
             return {}
         pool = torch.randperm(len(trainer.caption_of), generator=trainer.rng)[: self.pool]
         images = Features.cat([losses.coarse(image) for _, image in trainer.encode_images(pool)])
@@ -80,7 +87,7 @@ class OTCClip:
             return (from_image.own_rank <= self.keep) & (from_caption.own_rank <= self.keep), from_image
 
         givers, of_pool = compare(images, captions)
-        if trainer.epoch == self.warmup:
+        if since == self.warmup:
             givers = torch.zeros_like(givers)  # separate first
         caption_of = []
         for rows, image in trainer.encode_images():
@@ -89,16 +96,19 @@ class OTCClip:
             other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], trainer.LEFT_OUT)
             caption_of.append(torch.where(near.cpu(), rows, other))
         trainer.caption_of = torch.cat(caption_of)
+        if self.restart and trainer.epoch == self.warmup:
+            trainer.restart()
         return {"matched": 1}
 
     def robustness(self, epoch: int) -> float:
-        """q of an epoch (counted from 0): linear from ``q`` to 1 over the warm-up, if it is not 0."""
+        """q of an epoch, counted from 0 since the weights began: from ``q`` to 1 over the warm-up (0 stays 0)."""
         through = min(1.0, epoch / max(1, self.warmup - 1))
         return self.q and self.q + (1 - self.q) * through
 
     def loss(self, trainer, batch) -> dict[str, Tensor]:
-        strong = self.strong and trainer.epoch < self.warmup
-        q = self.robustness(trainer.epoch)
+        since = trainer.epoch - trainer.started
+        strong = self.strong and since < self.warmup
+        q = self.robustness(since)
         image, text = trainer.towers(trainer.view(batch.images, strong), batch.text)
         parts = {
             "contrastive": losses.contrastive(
