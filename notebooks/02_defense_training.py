@@ -23,12 +23,14 @@
 # A pair is **near** when the caption is among the nearest 3 % (`keep`) of a pool of captions for this image, *and* the
 # image among the nearest 3 % of a pool of images for this caption. After a warm-up of three epochs, before every epoch:
 # a near pair stays; any other image takes the nearest caption of a near pair, if it fits as well as that caption's own
-# image does; else it is left out and serves as a negative only. The first matching separates, later ones also re-assign.
+# image does; else it is left out and serves as a negative only. A model's first matching separates, later ones also
+# re-assign. After the very first the weights are forgotten, and training starts afresh on what it kept.
 #
 # The warm-up must not learn the poison, or the poison is near too. Two things keep it out. Its contrastive loss weights
 # every pair by $p^q$, with $p$ the pair's own probability in the batch: a caption that contradicts what the image shows
 # is improbable as soon as objects are known, and hardly heard. And it sees strong views (a part of the image, in any
-# hue): an image is harder to know by heart, while what it shows is learned sooner.
+# hue): an image is harder to know by heart, while what it shows is learned sooner. Where a little of the trigger is
+# learned all the same, the restart forgets it: what passed the first matching is too little to be learned again.
 #
 # **This is a reconstruction.** Of the paper (arXiv 2509.18717) we could read the abstract and summaries only. Which
 # captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
@@ -72,6 +74,9 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 
 # %%
 runs = otclib.train_each(poisoned, defense, manifest=manifest, model=model, seed=seed, out=out, **options)
+
+# %% [markdown]
+# The drop of OTCCLIP after its third epoch is the restart: new weights, on what the first matching kept.
 
 # %%
 logs = {name: results.log(run) for name, run in runs.items()}

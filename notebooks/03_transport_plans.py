@@ -153,7 +153,8 @@ for name, caption in (("own caption", row["original_caption"]), ("planted captio
 # - It puts about three times as much of an object name's mass on its object as an even spread would, and more than raw
 #   cosine does. A softmax of the cosine, which need not use every place up, does a little better still: in a caption of
 #   two words each must cover half of the image, whatever it names.
-# - Colours and sizes end up *beside* their object: each place is given away once, and the name has taken the places.
+# - Colours and sizes are *not* found: by the plan and by cosine alike their mass falls beside the object. It is the
+#   features that do not know them: few captions name them, and the warm-up shows every image in any hue.
 # - `reg` trades sharpness for smoothness; the cost is bounded below by the exact transport cost.
 #
 # ## Exercises
