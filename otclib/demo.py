@@ -41,11 +41,24 @@ def execute(name: str, target: Path, parameters: dict) -> None:
         part_of.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = _smaller(output["data"]["image/png"])
     nbformat.write(notebook, part)
     part.replace(target)
+
+
+def _joined(outputs: list) -> list:
+    """What a cell printed line by line, as one output."""
+    out = []
+    for output in outputs:
+        if out and output.output_type == out[-1].output_type == "stream" and output.name == out[-1].name:
+            out[-1].text += output.text
+        else:
+            out.append(output)
+    return out
 
 
 def _smaller(png: str) -> str:
