@@ -22,7 +22,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests
 
-figures: setup  # the numbers of the README: three seeds of both systems, an estimated 45 minutes on two cores
+figures: setup  # the numbers of the README: three seeds of both systems, about 35 minutes on two cores
 	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
 
 clean:

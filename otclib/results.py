@@ -79,8 +79,9 @@ def table(runs: Iterable[str | Path | dict]) -> str:
             elif min(values) == max(values):
                 cells.append(form.format(values[0]))
             else:
+                mean = "{:.1f}" if form == "{:.0f}" else form
                 cells.append(
-                    f"{form.format(np.mean(values))} ({form.format(min(values))} to {form.format(max(values))})"
+                    f"{mean.format(np.mean(values))} ({form.format(min(values))} to {form.format(max(values))})"
                 )
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
