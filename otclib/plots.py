@@ -260,8 +260,8 @@ def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
             if len(values) > 1:
                 ax.plot(np.linspace(k - 0.12, k + 0.12, len(values)), values, "o", color="black", markersize=3.5)
             text = f"{np.mean(values):.{1 if factor > 1 or len(values) > 1 else 0}f}"
-            ax.text(k, np.mean(values) + 0.02 * top, text, ha="center", va="bottom", fontsize=9)
-        ax.set(title=title, ylabel=unit, ylim=(0, top * 1.08), xticks=range(len(results)))
+            ax.text(k, max(values) + 0.03 * top, text, ha="center", va="bottom", fontsize=9)
+        ax.set(title=title, ylabel=unit, ylim=(0, top * 1.1), xticks=range(len(results)))
         ax.set_xticklabels([textwrap.fill(NAME.get(n, n), 16) for n in results], fontsize=8)
         _clean_axes(ax)
     fig.tight_layout()
