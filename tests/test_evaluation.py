@@ -112,8 +112,8 @@ def test_evaluate_needs_a_finished_run(tmp_path):
 def test_table(runs):
     text = results.table(runs.values())
     assert "| clip | otcclip |" in text and "zero-shot top-1" in text and "badnets poison rate" in text
-    two = results.table([{"defense": "clip", "targets_hit": 3}, {"defense": "clip", "targets_hit": 5}])
-    assert "4 (3 to 5)" in two
+    two = results.table([{"defense": "clip", "targets_hit": hit} for hit in (3, 5, 5)])
+    assert "4.3 (3 to 5)" in two, "a mean of counts is no count"
     with pytest.raises(FileNotFoundError, match="metrics.json"):
         results.read(runs["clip"].parent)
 
