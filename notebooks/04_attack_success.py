@@ -102,7 +102,7 @@ Markdown(results.table(runs.values()))
 #
 # - Undefended, both attacks succeed and zero-shot accuracy shows nothing of it: accuracy is no alarm.
 # - OTCCLIP (our reconstruction) takes it away from the attacker. What it pays is in the table: more seconds per epoch,
-#   for transport losses and matching.
+#   for transport losses and matching, and captions that are found less often (R@1).
 # - One seed is an anecdote: `make figures` runs three.
 #
 # ## Exercises
