@@ -56,11 +56,10 @@ def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 2
     """1 - <P, C> of every token set in x [B] with every one in y [B'] -> [B, B'], differentiable in both."""
     B, N, D = x.tokens.shape
     P, M, _ = y.tokens.shape
-    cosine = x.tokens.reshape(B * N, D) @ y.tokens.reshape(P * M, D).T  # one product for all pairs
-    cosine = cosine.view(B, N, P, M).permute(0, 2, 1, 3).reshape(B * P, N, M)
-    a = x.mask[:, None].expand(B, P, N).reshape(B * P, N).float()
-    b = y.mask[None].expand(B, P, M).reshape(B * P, M).float()
-    return 1 - sinkhorn(1 - cosine, a, b, reg=reg, tol=1e-2, max_iter=max_iter).cost.view(B, P)
+    C = x.tokens.reshape(B * N, D) @ -y.tokens.reshape(P * M, D).T  # one product for all pairs; a shift changes no plan
+    C = C.view(B, N, P, M).transpose(1, 2)  # (B, P, N, M), not moved
+    a, b = x.mask[:, None].float(), y.mask[None].float()
+    return -sinkhorn(C, a, b, reg=reg, tol=1e-2, max_iter=max_iter).cost
 
 
 def inter_modal(

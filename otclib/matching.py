@@ -21,22 +21,23 @@ bounds, until no bound left is below the best distance found. What is returned i
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
+import safetensors.torch
 import torch
-import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 from otclib.models import Features
-from otclib.transport import Transport, compiled, sinkhorn
+from otclib.search import brute, distances, lower_bound, pruned
+from otclib.tokens import TokenSets, short_size
 
-MATCH_TOL, MATCH_ITER = 1e-4, 500
-COARSE = {"tol": 2e-2, "max_iter": 15}  # for ranking within a training set, which is done a million times
-BLOCK = 2**14  # captions that are bounded at a time ...
-IMAGES = 512  # ... for this many images
-ROUNDING = 1e-5  # bounds and distances are float32
-CENTROIDS, RANGES = 512, 16  # of a codebook
-WORTH_CODING = 2**20  # pairs that must be left for a codebook to be worth its making
+__all__ = ["CaptionPool", "Match", "Ranking", "distances", "lower_bound", "match", "nearest", "rank_own"]
+
+COARSE = {"tol": 5e-3, "max_iter": 30}  # for ranking within a training set, which is done a million times
+IMAGES = 512  # that are matched at a time
 
 
 @dataclass
@@ -46,140 +47,6 @@ class Match:
     index: Tensor
     distance: Tensor
     solved: int
-
-
-def short_size(dim: int) -> int:
-    """Numbers of a short token, for tokens of ``dim``."""
-    return dim if dim <= 32 else max(32, dim // 8)
-
-
-@dataclass
-class TokenSets:
-    """Token sets made ready for matching: unit tokens, the real ones first.
-
-    ``tokens`` [S, L, D], ``length`` [S]: how many are real; ``summary`` [S, E + D + 1]: pooled feature (E numbers),
-    mean token, sigma.
-    """
-
-    tokens: Tensor
-    length: Tensor
-    summary: Tensor
-    basis: Tensor | None = None
-    flat: tuple[Tensor, Tensor] | None = None
-    codebook: Codebook | None = None
-
-    def short(self, basis: Tensor) -> Tensor:
-        """Tokens of fewer numbers [S, L, R], of which the products are never less than the tokens'.
-
-        A token is its part in the span of ``basis`` [D, R - 1], and the length of the rest:
-        <v, t> <= <v', t'> + |v''| |t''|.
-        """
-        tokens = self.tokens.float()
-        part = tokens @ basis
-        rest = (tokens.square().sum(-1) - part.square().sum(-1)).clamp(min=0).sqrt()
-        return torch.cat([part, rest[..., None]], -1)
-
-    def prepare(self) -> None:
-        """Choose a basis, the leading principal directions of the tokens, and keep the real short tokens [T, R]."""
-        real, D = self.weights().bool(), self.tokens.shape[-1]
-        some = self.tokens[real][:: max(1, int(self.length.sum()) // 2**16)].float()
-        self.basis = torch.linalg.eigh(some.T @ some)[1].flip(1)[:, : short_size(D) - 1].contiguous()
-        parts = [part.short(self.basis)[part.weights().bool()] for part in (self[k : k + BLOCK] for k in range(0, len(self), BLOCK))]
-        self.flat = torch.cat(parts), F.pad(self.length.cumsum(0), (1, 0))
-
-    @property
-    def pooled(self) -> Tensor:
-        return self.summary[:, : -self.tokens.shape[-1] - 1]
-
-    def __len__(self) -> int:
-        return len(self.length)
-
-    def __getitem__(self, rows) -> TokenSets:
-        return TokenSets(self.tokens[rows], self.length[rows], self.summary[rows])
-
-    def weights(self) -> Tensor:
-        """1 for a real token, 0 for padding [S, L]."""
-        return (torch.arange(self.tokens.shape[1], device=self.length.device) < self.length[:, None]).float()
-
-    def floats(self, rows: Tensor) -> tuple[TokenSets, Tensor]:
-        """Token sets in float32 of which ``rows`` [K] of these are the returned [K]."""
-        if self.tokens.dtype == torch.float32:
-            return self, rows
-        some, at = rows.unique(return_inverse=True)
-        tokens = F.normalize(self.tokens[some].float(), dim=-1)
-        flat = None
-        if self.flat is not None:
-            words, first = self.flat
-            flat = torch.cat([words[a:b] for a, b in zip(first[some], first[some + 1])]), F.pad(self.length[some].cumsum(0), (1, 0))
-        return TokenSets(tokens, self.length[some], self.summary[some], self.basis, flat), at
-
-    @staticmethod
-    def of(features: Features | TokenSets) -> TokenSets:
-        if isinstance(features, TokenSets):
-            return features
-        tokens, mask = features.tokens.detach().float(), features.mask
-        length = mask.sum(1)
-        if not (mask[:, :-1] >= mask[:, 1:]).all():
-            order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
-            tokens = tokens.gather(1, order[:, :, None].expand_as(tokens))
-        tokens = tokens[:, : int(length.max())] if len(length) else tokens
-        real = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None]
-        tokens = (F.normalize(tokens, dim=-1) * real[:, :, None]).contiguous()
-        mean = tokens.sum(1) / length[:, None]
-        sigma = (1 - mean.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
-        pooled = F.normalize(features.pooled.detach().float(), dim=-1)
-        return TokenSets(tokens, length, torch.cat([pooled, mean, sigma], 1))
-
-    def queries(self, weight: float) -> Tensor:
-        """q with d >= 1 - <q, summary> for the other side's summaries."""
-        q = self.summary.clone()
-        E = self.pooled.shape[1]
-        q[:, :E] *= weight
-        q[:, E:] *= 1 - weight
-        return q
-
-
-@dataclass
-class Codebook:
-    """Every word of a pool as a code: the centroid that is nearest, and one of 16 ranges of the angle to it.
-
-    ``centroids`` [K, D]; ``along``, ``across`` [16 K] cosine and sine of the largest angle that a code stands for;
-    ``blocks``: per block of captions their order by length [b], the lengths [b] in that order, and their codes [1, words],
-    for every length as [m, captions of this length].
-    """
-
-    centroids: Tensor
-    along: Tensor
-    across: Tensor
-    blocks: list[tuple[Tensor, Tensor, Tensor]]
-
-    @staticmethod
-    def of(sets: TokenSets, size: int = CENTROIDS, rounds: int = 2, seed: int = 0) -> Codebook:
-        """Spherical k-means on a sample of the words; every word then goes to its nearest centroid."""
-        real = sets.weights().bool()
-        where = real.flatten().nonzero()[:, 0]
-        flat = sets.tokens.view(-1, sets.tokens.shape[-1])
-        sample = where[torch.randperm(len(where), generator=torch.Generator().manual_seed(seed))[: 16 * size]]
-        words = F.normalize(flat[sample].float(), dim=-1)
-        centroids = words[:size].clone()
-        for _ in range(rounds):
-            own = (words @ centroids.T).argmax(1)
-            sums = torch.zeros_like(centroids).index_add_(0, own, words)
-            centroids = torch.where(sums.norm(dim=1, keepdim=True) < 1e-6, centroids, F.normalize(sums, dim=-1))
-        code, cosine = torch.zeros(real.shape, dtype=torch.long), torch.ones(real.shape)
-        for some in where.split(8192):
-            value, which = (F.normalize(flat[some].float(), dim=-1) @ centroids.T).max(1)
-            code.view(-1)[some], cosine.view(-1)[some] = which, value.clamp(max=1.0)
-        edges = cosine.flatten()[sample].sort().values[:: -(-len(sample) // RANGES)]
-        code = RANGES * code + torch.bucketize(cosine, edges, right=True).sub_(1).clamp_(0)
-        along = torch.ones(RANGES * len(centroids)).scatter_reduce(0, code[real], cosine[real], "amin")
-        blocks = []
-        for start in range(0, len(sets), BLOCK):
-            length = sets.length[start : start + BLOCK]
-            order = torch.argsort(length, stable=True)
-            codes = [code[start + order[length[order] == m], : int(m)].T.flatten() for m in length.unique()]
-            blocks.append((order, length[order], torch.cat(codes).int()[None]))
-        return Codebook(centroids, along, (1 - along.square()).clamp(min=0).sqrt(), blocks)
 
 
 def match(
@@ -245,145 +112,118 @@ def nearest(
     if not P:
         raise ValueError("there is no caption to match with")
     best, index = images.summary.new_full((B,), torch.inf), torch.full_like(images.length, P)
-    if method == "brute":
-        search = _brute
-    else:
-        search = _search if _kernel(images) else _search_in_rounds
-    solved = 0
+    search, solved = {"pruned": pruned, "brute": brute}[method], 0
     for k in range(0, B, IMAGES):
         some = slice(k, k + IMAGES)
         solved += search(images[some], captions, best[some], index[some], reg, global_weight)
     return Match(index, best, solved)
 
 
-def _kernel(images: TokenSets):
-    """The compiled kernels of the CPU, if these features lie there and Numba does too."""
-    if images.tokens.device.type == "cpu" and compiled():
-        from otclib.kernels import match as kernel
+class CaptionPool:
+    """A fixed number of captions' token sets, the oldest of which make room for new ones.
 
-        return kernel
-    return None
+    ``size`` captions of at most ``words`` real tokens of ``dim`` numbers, and pooled features of ``pooled_dim`` (the
+    tokens' where it is not given). All memory for them is taken at once, ``bytes_per_caption`` each, and matching adds
+    blocks of a fixed size. In ``float16`` the tokens take half of it; they are matched as they were rounded, so that
+    the bounds still hold.
+    ``ids`` [size] are the caller's names of the captions, -1 where there is none yet.
+    """
 
+    def __init__(self, size: int, words: int, dim: int, pooled_dim: int | None = None, dtype=torch.float32) -> None:
+        if size < 1 or words < 1 or dim < 1 or dtype not in (torch.float32, torch.float16):
+            raise ValueError(
+                f"a pool has size, words and dim of at least 1 in float32 or float16, "
+                f"got {size}, {words}, {dim}, {dtype}"
+            )
+        summary = (dim if pooled_dim is None else pooled_dim) + dim + 1
+        self.ids = torch.full((size,), -1, dtype=torch.long)
+        self.added = 0  # ever
+        self._all = TokenSets(
+            torch.zeros(size, words, dim, dtype=dtype), torch.ones(size, dtype=torch.long), torch.zeros(size, summary)
+        )
+        self._ready: TokenSets | None = None
 
-def _search(images, captions, best, index, reg, weight) -> int:
-    """Update best [B] and index [B] by the captions, in blocks. Returns how many problems that took."""
-    kernel, queries, solved = _kernel(images), images.queries(weight), 0
-    one = torch.tensor(1 - ROUNDING)
-    if captions.flat is None:
-        captions.prepare()
-    how = {"weight": weight, "reg": reg, "tol": MATCH_TOL, "max_iter": MATCH_ITER, "rounding": ROUNDING}
+    @classmethod
+    def of(cls, features: Features, ids: Tensor | None = None, sample: int | None = None, seed: int = 0, **options):
+        """A pool of all of these captions, or of a ``sample`` of them drawn with ``seed``."""
+        ids = torch.arange(len(features)) if ids is None else ids
+        if sample is not None and sample < len(features):
+            drawn = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:sample]
+            features, ids = features[drawn], ids[drawn]
+        words = int(features.mask.sum(1).max())
+        pool = cls(len(features), words, features.tokens.shape[-1], features.pooled.shape[-1], **options)
+        pool.add(features, ids)
+        return pool
 
-    def solve(rows: Tensor, cols: Tensor) -> int:
-        first = torch.searchsorted(rows, torch.arange(len(images) + 1))
-        part, at = captions.floats(some[cols])
-        pairs = (x.numpy() for x in (first, at, some[cols], bound[rows, cols]))
-        return kernel.nearest(images, part, *pairs, best=best.numpy(), index=index.numpy(), **how)
+    @property
+    def bytes_per_caption(self) -> int:
+        """What a caption takes, its short tokens (made at the first match) included where it has all its words."""
+        words, dim = self._all.tokens.shape[1:]
+        own = words * dim * self._all.tokens.element_size() + self._all.summary.shape[1] * 4 + 16
+        return own + words * short_size(dim) * 4
 
-    def guess() -> int:
-        few = bound.topk(min(4, len(some)), dim=1, largest=False).indices
-        count = solve(torch.arange(len(few)).repeat_interleave(few.shape[1]), few.flatten())
-        bound.scatter_(1, few, torch.inf)
-        return count
+    @property
+    def size(self) -> int:
+        return len(self.ids)
 
-    codebook, cosines = captions.codebook, None
-    for z, start in enumerate(range(0, len(captions), BLOCK)):
-        some = torch.arange(start, min(len(captions), start + BLOCK))
-        if codebook is None:
-            bound = torch.addmm(one, queries, captions.summary[start : start + BLOCK].T, alpha=-1)
-            solved += guess() if start == 0 else 0
-            rows, cols = (bound <= best[:, None]).nonzero(as_tuple=True)
-            if weight < 1 and len(rows) * -(-len(captions) // BLOCK) > WORTH_CODING:
-                codebook = captions.codebook = Codebook.of(captions)
-        if codebook is not None:
-            if cosines is None:
-                cosines = kernel.sorted_cosines(images, codebook.centroids)
-            bound = torch.addmm(one * weight, images.pooled, captions.pooled[start : start + BLOCK].T, alpha=-weight)
-            kernel.coded(cosines, images, codebook.blocks[z], codebook.along, codebook.across, bound, weight)
-            solved += guess() if start == 0 else 0
-            rows, cols = (bound <= best[:, None]).nonzero(as_tuple=True)
-        solved += solve(rows, cols)
-    return solved
+    def __len__(self) -> int:
+        return min(self.added, self.size)
 
+    def add(self, features: Features, ids: Tensor | None = None) -> Tensor:
+        """Put captions in, over the oldest once the pool is full. Returns the places that they have now [S]."""
+        new = TokenSets.of(_checked(features), self._all.tokens.dtype)
+        words, dim = self._all.tokens.shape[1:]
+        if len(new) > self.size or new.tokens.shape[1] > words or new.tokens.shape[2] != dim:
+            raise ValueError(
+                f"the pool takes up to {self.size} captions of up to {words} words of {dim} numbers at once, "
+                f"got {len(new)} of up to {new.tokens.shape[1]} words of {new.tokens.shape[2]}"
+            )
+        if new.summary.shape[1] != self._all.summary.shape[1] or (ids is not None and len(ids) != len(new)):
+            raise ValueError(
+                f"pooled features must have {self._all.pooled.shape[1]} numbers and ids be one per caption, got "
+                f"{new.pooled.shape[1]} and {None if ids is None else len(ids)} for {len(new)}"
+            )
+        places = (self.added + torch.arange(len(new))) % self.size
+        self._all.tokens[places] = 0
+        self._all.tokens[places, : new.tokens.shape[1]] = new.tokens.cpu()
+        self._all.length[places], self._all.summary[places] = new.length.cpu(), new.summary.cpu()
+        self.ids[places] = self.added + torch.arange(len(new)) if ids is None else ids
+        self.added += len(new)
+        self._ready = None
+        return places
 
-def _brute(images, captions, best, index, reg, weight) -> int:
-    """The same by solving every problem."""
-    for start in range(0, len(captions), BLOCK):
-        some = torch.arange(start, min(len(captions), start + BLOCK), device=best.device)
-        d = distances(images, captions, some.expand(len(images), -1), reg, weight)
-        _keep_nearer(d, some.expand(len(images), -1), slice(None), best, index)
-    return len(images) * len(captions)
+    def match(self, images: Features | TokenSets, *, reg: float, method: str = "pruned", global_weight: float = 0.0):
+        """The nearest caption of the pool for every image: a ``Match`` whose ``index`` is the place in the pool."""
+        if not len(self):
+            raise ValueError("the pool is empty: add captions before matching")
+        if self._ready is None:
+            self._ready = self._all[: len(self)]
+        return nearest(TokenSets.of(images), self._ready, reg=reg, method=method, global_weight=global_weight)
 
+    def save(self, path: str | Path) -> None:
+        """Write the pool as one safetensors file; an interrupted write leaves what was there."""
+        path, sets = Path(path), self._all
+        part = path.with_name(path.name + ".part")
+        tensors = {"tokens": sets.tokens, "length": sets.length, "summary": sets.summary, "ids": self.ids}
+        safetensors.torch.save_file(tensors, part, metadata={"otclib": "CaptionPool", "added": str(self.added)})
+        os.replace(part, path)
 
-def _search_in_rounds(images, captions, best, index, reg, weight) -> int:
-    """The same for every device: all images together, in rounds of twice as many captions each."""
-    solved = 0
-    for block in range(0, len(captions), BLOCK):
-        bound, order = (lower_bound(images, captions[block : block + BLOCK], weight) - ROUNDING).sort(dim=1)
-        width, start = 4, 0
-        while start < bound.shape[1]:
-            rows = (bound[:, start] <= best).nonzero()[:, 0]
-            if not len(rows):
-                break
-            candidates = block + order[rows, start : start + width]
-            d = distances(images[rows], captions, candidates, reg, weight)
-            _keep_nearer(d, candidates, rows, best, index)
-            solved += d.numel()
-            start, width = start + width, 2 * width
-    return solved
-
-
-def _keep_nearer(d: Tensor, candidates: Tensor, rows, best: Tensor, index: Tensor) -> None:
-    value = d.amin(1)
-    winner = candidates.masked_fill(d > value[:, None], torch.iinfo(torch.long).max).amin(1)  # of equal ones the first
-    better = (value < best[rows]) | ((value == best[rows]) & (winner < index[rows]))
-    best[rows], index[rows] = torch.where(better, value, best[rows]), torch.where(better, winner, index[rows])
-
-
-def lower_bound(images: Features | TokenSets, captions: Features | TokenSets, global_weight: float = 0.0) -> Tensor:
-    """A lower bound of the distance of every image to every caption [B, P], by their summaries."""
-    return 1 - TokenSets.of(images).queries(global_weight) @ TokenSets.of(captions).summary.T
-
-
-def distances(
-    images: Features | TokenSets,
-    captions: Features | TokenSets,
-    candidates: Tensor,
-    reg: float,
-    global_weight: float = 0.0,
-    tol: float = MATCH_TOL,
-    max_iter: int = MATCH_ITER,
-) -> Tensor:
-    """The distance of image i to each of its candidate captions ``candidates[i]`` [B, K] -> [B, K]."""
-    images, captions = TokenSets.of(images), TokenSets.of(captions)
-    B, K = candidates.shape
-    if kernel := _kernel(images):
-        part, cols = captions.floats(candidates.reshape(-1))
-        how = {"weight": global_weight, "reg": reg, "tol": tol, "max_iter": max_iter}
-        return torch.from_numpy(kernel.costs(images, part, (torch.arange(B + 1) * K).numpy(), cols.numpy(), **how)).view(B, K)
-    out = []
-    # a few MiB at a time: what the allocator hands out again stays in the cache
-    chunk = max(1, 2**20 // max(1, K * images.tokens.shape[1] * captions.tokens.shape[1]))
-    for k in range(0, B, chunk):
-        v, cols = images[slice(k, k + chunk)], candidates[k : k + chunk].reshape(-1)
-        t, at = captions.floats(cols)
-        t = t[at]
-        words = t.tokens.view(len(v), -1, t.tokens.shape[-1])  # (b, K M, D)
-        C = (1 - words @ v.tokens.transpose(1, 2)).view(len(cols), -1, v.tokens.shape[1])  # (b K, M, N)
-        a = v.weights()[:, None].expand(-1, K, -1).reshape(len(cols), -1)
-        cost = feasible_cost(sinkhorn(C, t.weights(), a, reg=reg, tol=tol, max_iter=max_iter), C).view(-1, K)
-        cosine = torch.einsum("bd,bkd->bk", v.pooled, t.pooled.view(len(v), K, -1))
-        out.append(global_weight * (1 - cosine) + (1 - global_weight) * cost if global_weight else cost)
-    return torch.cat(out)
-
-
-def feasible_cost(solved: Transport, C: Tensor) -> Tensor:
-    """<P, C> of the plan rounded to exact marginals (Altschuler, Weed and Rigollet, NeurIPS 2017, Algorithm 2) [B]."""
-    P, (a, b) = solved.plan, solved.weights
-    P = P * (a / P.sum(-1).clamp(min=1e-38)).clamp(max=1)[..., :, None]
-    P = P * (b / P.sum(-2).clamp(min=1e-38)).clamp(max=1)[..., None, :]
-    short_a, short_b = (a - P.sum(-1)).clamp(min=0), (b - P.sum(-2)).clamp(min=0)
-    moved = torch.einsum("...n,...nm,...m->...", short_a, C, short_b) / short_a.sum(-1).clamp(min=1e-38)
-    return (P * C).sum((-2, -1)) + moved
+    @classmethod
+    def load(cls, path: str | Path) -> CaptionPool:
+        """The pool that ``save`` wrote."""
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("otclib") != "CaptionPool":
+                raise ValueError(f"{path} is not a caption pool: its metadata is {about}")
+            t = {name: file.get_tensor(name) for name in file.keys()}
+        size, words, dim = t["tokens"].shape
+        pool = cls(size, words, dim, t["summary"].shape[1] - dim - 1, t["tokens"].dtype)
+        pool._all, pool.ids, pool.added = (
+            TokenSets(t["tokens"], t["length"], t["summary"]),
+            t["ids"],
+            int(about["added"]),
+        )
+        return pool
 
 
 @dataclass

@@ -6,7 +6,7 @@ For a cost matrix C, marginals a, b and a regularisation ``reg`` = eps, the plan
 
 with H(P) = -sum P (log P - 1) (Cuturi, NeurIPS 2013). Sinkhorn's iterations scale rows and columns of
 K = exp(-C / eps) in turn. With ``unbalanced`` = rho the marginals are only asked for, by rho KL(P 1 | a) and
-rho KL(P^T 1 | b) in the objective (Chizat et al., Math. Comp. 2018): mass for which everything is too far stays at home.
+rho KL(P^T 1 | b) in the objective (Chizat et al., Math. Comp. 2018): mass that is far from everything stays at home.
 
 On the CPU, float32 problems are solved one by one in the first-level cache (``kernels/cpu.py``). What is below serves
 every device and dtype, and is what the compiled kernels are held against. It keeps a batch with its problems on the
@@ -92,7 +92,7 @@ def sinkhorn(
         uniform. A zero weight is padding: what its costs are does not matter.
     reg : eps > 0, in the units of the cost.
     tol : stop a problem when the L1 error of both marginals together is at most this.
-    unbalanced : rho > 0 of both marginals, or a pair of which None means a marginal that is met. Large: nearly balanced.
+    unbalanced : rho > 0 of both marginals, or a pair of which None means a marginal that is met.
 
     Returns
     -------
@@ -154,7 +154,8 @@ def _refuse_bad_input(n_iter: Tensor, C: Tensor, a: Tensor, b: Tensor) -> None:
         name, w = ("a", a) if (n_iter == -1).any() else ("b", b)
         at = tuple((n_iter == (-1 if name == "a" else -2)).nonzero()[0])
         raise ValueError(
-            f"weights {name} must be finite, non-negative and not all zero in any problem, got {w[at].tolist()} ({count})"
+            f"weights {name} must be finite, non-negative and not all zero in any problem, "
+            f"got {w[at].tolist()} ({count})"
         )
     raise ValueError(f"cost must be finite, {int((~torch.isfinite(C)).sum())} of {C.numel()} entries are not ({count})")
 
@@ -270,7 +271,7 @@ class _kernel_steps:
 
 
 class _log_steps:
-    """The same on potentials over eps, by log-sum-exp: slower, stable for any eps, and for marginals merely asked for."""
+    """The same on potentials over eps, by log-sum-exp: slower, for any eps, and for marginals only asked for."""
 
     @staticmethod
     def start(C, a, b, reg, rho):

@@ -1,77 +1,131 @@
-"""Matching: pruned is brute, bounds are bounds, ranks are counts."""
+"""Matching: pruned is brute, bounds are bounds, ranks are counts, and a pool is what was put into it last."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from otclib import matching
+from otclib import matching, search, transport
+from otclib.matching import CaptionPool
 from otclib.models import Features
-from otclib.transport import exact
+from otclib.tokens import Codebook, TokenSets
+from otclib.transport import exact, sinkhorn
+
+EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def features(B, T, D, seed, lengths=True):
+def features(B, T, D, seed, lengths=True, spread=1.0, centres=None):
+    """Token sets, of random length; with ``centres``, around these, as trained ones are."""
     g = torch.Generator().manual_seed(seed)
-    tokens = F.normalize(torch.randn(B, T, D, generator=g), dim=-1)
+    tokens, pooled = torch.randn(B, T, D, generator=g), torch.randn(B, D, generator=g)
+    if centres is not None:
+        own = centres[torch.arange(B) % len(centres)]
+        tokens, pooled = own[:, None] + spread * tokens, own + spread * pooled
     mask = torch.arange(T)[None] < torch.randint(1, T + 1, (B, 1), generator=g) if lengths else torch.ones(B, T).bool()
-    return Features(F.normalize(torch.randn(B, D, generator=g), dim=-1), tokens, mask)
+    return Features(F.normalize(pooled, dim=-1), F.normalize(tokens, dim=-1), mask)
 
 
-@settings(max_examples=30, deadline=None)
+def match(v, t, **options):
+    how = {"image_mask": v.mask, "text_mask": t.mask, "image_pooled": v.pooled, "text_pooled": t.pooled}
+    return matching.match(v.tokens, t.tokens, **how, **options)
+
+
+@pytest.fixture(params=["compiled", "compiled, coded", "torch"])
+def way(request, monkeypatch):
+    """The searches: by the kernels, by the kernels with a codebook however few the captions, and by torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(search, "compiled", lambda: None)
+    if request.param == "compiled, coded":
+        monkeypatch.setattr(search, "WORTH_CODING", -1)
+    monkeypatch.setattr(search, "BLOCK", 16)
+    monkeypatch.setattr("otclib.tokens.BLOCK", 16)
+    return request.param
+
+
+@EXAMPLES
 @given(
-    st.integers(1, 6),
-    st.integers(1, 40),
-    st.integers(1, 6),
-    st.integers(1, 5),
-    st.integers(2, 8),
-    st.integers(0, 9999),
-    st.sampled_from([0.0, 0.5]),
+    B=st.integers(1, 6),
+    P=st.integers(1, 40),
+    N=st.integers(1, 20),
+    M=st.integers(1, 6),
+    D=st.sampled_from([2, 5, 8, 40]),
+    seed=st.integers(0, 9999),
+    weight=st.sampled_from([0.0, 0.5, 1.0]),
+    reg=st.sampled_from([1.0, 0.1, 0.01]),
+    trained=st.booleans(),
 )
-def test_pruned_is_brute(B, P, N, M, D, seed, weight):
-    v, t = features(B, N, D, seed), features(P, M, D, seed + 1)
+def test_pruned_is_brute(way, B, P, N, M, D, seed, weight, reg, trained):
+    centres = F.normalize(torch.randn(4, D, generator=torch.Generator().manual_seed(seed)), dim=-1) if trained else None
+    v, t = (features(n, k, D, seed + i, spread=0.3, centres=centres) for i, (n, k) in enumerate(((B, N), (P, M))))
     t = t[torch.arange(P) % max(1, P // 2)]  # duplicates: ties must go the same way
-    both = [
-        matching.match(
-            v.tokens,
-            t.tokens,
-            image_mask=v.mask,
-            text_mask=t.mask,
-            reg=0.1,
-            method=method,
-            image_pooled=v.pooled,
-            text_pooled=t.pooled,
-            global_weight=weight,
+    pruned, brute = (match(v, t, reg=reg, method=m, global_weight=weight) for m in ("pruned", "brute"))
+    assert torch.allclose(pruned.distance, brute.distance, atol=1e-5)
+    if way != "torch":
+        assert torch.equal(pruned.distance, brute.distance) and torch.equal(pruned.index, brute.index)
+    at = matching.distances(v, t, pruned.index[:, None], reg, weight)[:, 0]
+    assert torch.allclose(at, brute.distance, atol=1e-5), "the caption named is one at the least distance"
+    assert brute.solved == B * P and pruned.solved <= B * P
+    assert (pruned.index < max(1, P // 2)).all() or way == "torch", "of equally near captions the first"
+
+
+def test_both_ways_agree():
+    v, t = features(6, 30, 24, 1), features(50, 9, 24, 2)
+    few = torch.arange(50).expand(6, 50)
+    compiled = matching.distances(v, t, few, 0.05, 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "compiled", lambda: None)
+        assert torch.allclose(matching.distances(v, t, few, 0.05, 0.3), compiled, atol=1e-4)
+    for i, j in ((0, 0), (3, 17), (5, 49)):
+        C = 1 - v.tokens[i][v.mask[i]] @ t.tokens[j][t.mask[j]].T
+        cost = sinkhorn(C.double(), reg=0.05, tol=1e-9, max_iter=20_000).cost
+        assert compiled[i, j] == pytest.approx(
+            0.3 * (1 - v.pooled[i] @ t.pooled[j]).item() + 0.7 * cost.item(), abs=1e-4
         )
-        for method in ("pruned", "brute")
-    ]
-    assert torch.allclose(both[0].distance, both[1].distance, atol=1e-5)
-    at = matching.distances(v, t, both[0].index[:, None], 0.1, weight)[:, 0]
-    assert torch.allclose(at, both[1].distance, atol=1e-5), "the caption named is one at the least distance"
-    assert both[1].solved == B * P and both[0].solved <= B * P
 
 
-def test_pruning_solves_few_problems():
+def test_pruning_solves_few_problems(way):
     """On features with structure, as trained ones have: captions cluster around the images' means."""
-    g = torch.Generator().manual_seed(0)
-    centres = F.normalize(torch.randn(20, 32, generator=g), dim=-1)
-    v = F.normalize(centres[:, None] + 0.05 * torch.randn(20, 9, 32, generator=g), dim=-1)
-    t = F.normalize(centres.repeat(20, 1)[:, None] + 0.05 * torch.randn(400, 5, 32, generator=g), dim=-1)
-    out = matching.match(v, t, reg=0.05)
+    centres = F.normalize(torch.randn(20, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    v, t = features(20, 9, 32, 1, False, 0.05, centres), features(400, 5, 32, 2, False, 0.05, centres)
+    out = matching.match(v.tokens, t.tokens, reg=0.05)
     assert out.solved < 0.3 * 20 * 400
     assert (out.index % 20 == torch.arange(20)).all()
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(2, 6), st.integers(0, 9999))
-def test_the_bound_is_below_exact_transport(N, M, D, seed):
-    v, t = features(2, N, D, seed), features(3, M, D, seed + 1)
-    bound = matching.lower_bound(v, t)
+@EXAMPLES
+@given(N=st.integers(1, 18), M=st.integers(1, 6), D=st.integers(2, 40), seed=st.integers(0, 9999))
+def test_every_bound_is_below_exact_transport(N, M, D, seed):
+    from otclib.kernels import match as kernel
+
+    v, t = TokenSets.of(features(2, N, D, seed)), TokenSets.of(features(3, M, D, seed + 1)).prepare()
+    summaries = matching.lower_bound(v, t)
+    codebook = Codebook.of(t, size=2)
+    codes = torch.zeros(2, 3)
+    kernel.raise_by_codes(codes, kernel.sorted_cosines(v, codebook.centroids), v, codebook, 0, 0.0)
+    short = v.short(t.basis), t.short(t.basis)
     for i in range(2):
         for j in range(3):
-            C = 1 - v.tokens[i] @ t.tokens[j].T
-            truth = exact(C, v.mask[i].float(), t.mask[j].float())[1]
-            assert bound[i, j] <= truth + 1e-5
+            n, m = int(v.length[i]), int(t.length[j])
+            cosines = t.tokens[j, :m] @ v.tokens[i, :n].T
+            truth = exact(1 - cosines)[1] + 1e-5
+            assert summaries[i, j] <= truth and codes[i, j] <= truth
+            for S in (cosines, short[1][j, :m] @ short[0][i, :n].T):
+                assert (S >= cosines - 1e-5).all(), "short tokens are never less alike"
+                S = S.contiguous().numpy()
+                assert kernel._words_relaxed(S, m, n) <= truth
+                assert kernel._patches_relaxed(S, m, n, S[0].copy()) <= truth
+
+
+@EXAMPLES
+@given(seed=st.integers(0, 9999), reg=st.sampled_from([0.3, 0.05]), max_iter=st.sampled_from([1, 3, 300]))
+def test_a_distance_is_a_cost_that_transport_can_have(way, seed, reg, max_iter):
+    """However early the iteration is stopped, the rounded plan costs no less than the exact one."""
+    v, t = features(2, 12, 6, seed), features(3, 4, 6, seed + 1)
+    d = matching.distances(v, t, torch.arange(3).expand(2, 3), reg, tol=1e-6, max_iter=max_iter)
+    for i in range(2):
+        for j in range(3):
+            assert d[i, j] >= exact(1 - v.tokens[i][v.mask[i]] @ t.tokens[j][t.mask[j]].T)[1] - 1e-5
 
 
 def test_rank_own_counts_nearer_captions():
@@ -86,7 +140,62 @@ def test_rank_own_counts_nearer_captions():
     assert torch.equal(ranking.nearest, full.argmin(1))
 
 
-def test_bad_input():
+def test_a_pool_fills_and_wraps():
+    pool, t = CaptionPool(10, words=6, dim=8), features(16, 6, 8, 1)
+    with pytest.raises(ValueError, match="empty"):
+        pool.match(t, reg=0.1)
+    assert pool.add(t[slice(0, 4)]).tolist() == [0, 1, 2, 3] and len(pool) == 4
+    before = pool._all.tokens.data_ptr()
+    pool.add(t[slice(4, 8)])
+    assert pool.add(t[slice(8, 12)], ids=torch.tensor([108, 109, 110, 111])).tolist() == [8, 9, 0, 1]
+    assert len(pool) == 10 and pool.ids.tolist() == [110, 111, 2, 3, 4, 5, 6, 7, 108, 109]
+    assert pool._all.tokens.data_ptr() == before, "in place"
+    # a caption's own tokens are nearest to it; what was overwritten is not found
+    found = pool.match(t, reg=0.02, global_weight=0.5)
+    here = [10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert found.index[here].tolist() == list(range(10))
+    now = match(t, t[here], reg=0.02, global_weight=0.5)
+    assert torch.equal(found.index, now.index) and torch.equal(found.distance, now.distance)
+
+
+def test_a_pool_of_all_or_of_a_sample():
+    t = features(40, 5, 8, 1)
+    assert len(CaptionPool.of(t)) == 40
+    some = CaptionPool.of(t, ids=torch.arange(100, 140), sample=12, seed=3)
+    assert len(some) == 12 and len(set(some.ids.tolist())) == 12 and (some.ids >= 100).all()
+    assert torch.equal(CaptionPool.of(t, sample=12, seed=3).ids, some.ids - 100)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_pool_is_saved_and_loaded(tmp_path, dtype, monkeypatch):
+    v, t = features(7, 12, 40, 1), features(30, 5, 40, 2)
+    pool = CaptionPool.of(t, dtype=dtype)
+    pool.save(tmp_path / "pool.safetensors")
+    again = CaptionPool.load(tmp_path / "pool.safetensors")
+    assert list(tmp_path.iterdir()) == [tmp_path / "pool.safetensors"]
+    here, there = (p.match(v, reg=0.05, global_weight=0.3) for p in (pool, again))
+    assert torch.equal(here.index, there.index) and torch.equal(here.distance, there.distance)
+    brute = pool.match(v, reg=0.05, global_weight=0.3, method="brute")
+    assert torch.equal(here.index, brute.index) and torch.equal(here.distance, brute.distance)
+    monkeypatch.setattr(search, "WORTH_CODING", -1)
+    coded = again.match(v, reg=0.05, global_weight=0.3)
+    assert torch.equal(here.index, coded.index) and torch.equal(here.distance, coded.distance)
+    exact_ = match(v, t, reg=0.05, global_weight=0.3)
+    assert torch.allclose(here.distance, exact_.distance, atol=1e-6 if dtype == torch.float32 else 1e-3)
+    assert (again.added, len(again)) == (30, 30) and torch.equal(again.add(t[:3]), torch.tensor([0, 1, 2]))
+
+
+def test_memory_of_a_pool_is_what_it_says():
+    half, single = (CaptionPool(100, 77, 512, dtype=d) for d in (torch.float16, torch.float32))
+    assert single.bytes_per_caption - half.bytes_per_caption == 77 * 512 * 2
+    t = TokenSets.of(features(100, 77, 512, 1, lengths=False), torch.float16)
+    half.add(Features(t.pooled, t.tokens, t.real))
+    half.match(features(2, 4, 512, 2), reg=0.1)
+    kept = [half._all.tokens, half._all.length, half._all.summary, half.ids, half._ready.flat[0]]
+    assert sum(x.numel() * x.element_size() for x in kept) == 100 * half.bytes_per_caption
+
+
+def test_bad_input(tmp_path):
     v, t = torch.rand(2, 3, 4), torch.rand(5, 2, 4)
     with pytest.raises(ValueError, match="pruned"):
         matching.match(v, t, reg=0.1, method="fast")
@@ -96,3 +205,24 @@ def test_bad_input():
         matching.match(v, t, reg=0.1, text_mask=torch.zeros(5, 2).bool())
     with pytest.raises(ValueError, match="global_weight"):
         matching.match(v, t, reg=0.1, global_weight=0.5)
+    with pytest.raises(ValueError, match="reg"):
+        matching.match(v, t, reg=0.0)
+    with pytest.raises(ValueError, match="finite"):
+        matching.match(v, t / 0, reg=0.1)
+    with pytest.raises(ValueError, match="no caption"):
+        matching.match(v, t[:0], reg=0.1)
+    with pytest.raises(ValueError, match="float16"):
+        CaptionPool(4, 4, 4, dtype=torch.float64)
+    pool = CaptionPool(4, words=3, dim=8)
+    for bad in (features(5, 3, 8, 1), features(2, 4, 8, 1, lengths=False), features(2, 3, 9, 1)):
+        with pytest.raises(ValueError, match="the pool takes"):
+            pool.add(bad)
+    with pytest.raises(ValueError, match="ids"):
+        pool.add(features(2, 3, 8, 1), ids=torch.arange(3))
+    assert len(pool) == 0, "nothing was half added"
+    transport.torch.save({}, tmp_path / "x")
+    import safetensors.torch
+
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "y")
+    with pytest.raises(ValueError, match="not a caption pool"):
+        CaptionPool.load(tmp_path / "y")

@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import float32, float64, int32, int64, njit, types
+from numba import float32, float64, int32, int64, types
 
-# like fastmath, but infinities and NaN keep their meaning: they are how trouble shows
-FAST = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "cache": True, "error_model": "numpy"}
+from otclib.kernels.jit import kernel
+
 LANES = 16  # float32 numbers in a vector register
 ROW = 64  # what a row costs an iteration beside its entries, in entries
 SAFE_RANGE = np.float32(60)  # largest (max C - min C) / eps for which exp(-C / eps) is far from float32's smallest
@@ -31,7 +31,7 @@ SLACK = 0.99  # stop a little below tol: the error is measured once more, with o
 f4, f8 = np.float32, np.float64
 
 
-@njit(inline="always")
+@kernel()
 def _exp(x):
     """exp for float32 x <= 0 or a little more, 2e-7 relative; 0 below -87."""
     y = max(x, f4(-88.0)) * f4(1.4426950408889634)
@@ -47,7 +47,7 @@ def _exp(x):
     return p * power if x > f4(-87.0) else f4(0.0)
 
 
-@njit(**FAST)
+@kernel()
 def _log_iteration(X, a, b, n, m, reg, f, g):
     """f and g after one exact row and column update, in float64."""
     P = X.shape[1]
@@ -70,7 +70,7 @@ def _log_iteration(X, a, b, n, m, reg, f, g):
         g[j] = reg * (np.log(f8(b[j])) - np.log(s_[j])) - top_[j]
 
 
-@njit(**FAST)
+@kernel()
 def _kernel(X, f, g, n, m, reg, K):
     """K = exp((f + g - C) / eps); zero in the padding."""
     inv = 1 / reg
@@ -82,14 +82,14 @@ def _kernel(X, f, g, n, m, reg, K):
             K[i, j] = 0
 
 
-@njit(inline="always")
+@kernel()
 def _magnitude(x):
     return np.int32(f4(x).view(np.int32) & np.int32(0x7FFFFFFF))
 
 
-@njit(**FAST)
-def _lift(X, n, m, low, high):
-    """Shift C to begin at 0. Returns the shift and the span of C, infinite if an entry is not finite."""
+@kernel()
+def _lift(X, n, m, reg, low, high):
+    """Shift a C of moderate span to begin at 0. Returns the shift and the span, infinite if an entry is not finite."""
     P = X.shape[1]
     largest = np.int32(0)  # of the magnitudes as integers, whose order is that of the numbers, and NaN above infinity
     for j in range(P):
@@ -105,13 +105,15 @@ def _lift(X, n, m, low, high):
     least, most = low[0], high[0]
     for j in range(1, m):
         least, most = min(least, low[j]), max(most, high[j])
+    if not (most - least) < SAFE_RANGE * reg:
+        return f4(0), most - least  # left as it is: a shift would round what is small against the span
     for i in range(n):
         for j in range(P):
             X[i, j] -= least
     return least, most - least
 
 
-@njit(**FAST)
+@kernel()
 def _iterate(X, span, a, b, n, m, reg, tol, max_iter, K, u, v, s, f, g):
     """Scale one problem; the plan is u_i K_ij v_j, its rows exact. Returns the number of iterations."""
     P = X.shape[1]
@@ -191,7 +193,7 @@ def _iterate(X, span, a, b, n, m, reg, tol, max_iter, K, u, v, s, f, g):
             return done
 
 
-@njit(**FAST)
+@kernel()
 def _measure(X, a, b, n, m, K, u, v, s):
     """<P, C> and the L1 error of both marginals of the plan."""
     P = X.shape[1]
@@ -212,7 +214,7 @@ def _measure(X, a, b, n, m, K, u, v, s):
     return cost, error
 
 
-@njit(**FAST)
+@kernel()
 def _used(w, index, out):
     """The places of positive weights and the weights scaled to sum 1; how many, or -1 for weights that are none."""
     n, total = 0, 0.0
@@ -231,7 +233,7 @@ def _used(w, index, out):
     return n
 
 
-@njit(inline="always")
+@kernel()
 def _padded(n):
     return (n + LANES - 1) // LANES * LANES
 
@@ -240,9 +242,7 @@ _view4, _view3 = types.Array(float32, 4, "A"), types.Array(float32, 3, "A")
 _out2, _out1, _int1 = types.Array(float64, 2, "C"), types.Array(float32, 1, "C"), types.Array(int32, 1, "C")
 
 
-@njit(
-    types.void(_view4, _view3, _view3, float64, float64, int64, _out2, _out2, _out1, _out1, _int1, int64, int64), **FAST
-)
+@kernel(types.void(_view4, _view3, _view3, float64, float64, int64, _out2, _out2, _out1, _out1, _int1, int64, int64))
 def _solve(C, a, b, reg, tol, max_iter, f_out, g_out, cost, error, n_iter, start, stop):
     """Problems start .. stop of C [B1, B2, N, M]; n_iter is -1, -2, -3 where a, b or C are no input."""
     inner, N, M = C.shape[1:]
@@ -284,7 +284,7 @@ def _solve(C, a, b, reg, tol, max_iter, f_out, g_out, cost, error, n_iter, start
         for i in range(n):
             for j in range(m, X.shape[1]):
                 X[i, j] = X[i, 0]
-        low, span = _lift(X, n, m, v, s)
+        low, span = _lift(X, n, m, reg, v, s)
         if not span < np.inf:
             n_iter[k] = -3
             continue
@@ -310,18 +310,20 @@ def _solve(C, a, b, reg, tol, max_iter, f_out, g_out, cost, error, n_iter, start
                 g_out[k, cols[j]] = g[j]
 
 
-@njit(types.void(_view4, _out2, _out2, _out1, float64, types.Array(float32, 3, "C"), int64, int64), **FAST)
+@kernel(types.void(_view4, _out2, _out2, _out1, float64, _view4, int64, int64))
 def _plans(C, f, g, factor, reg, out, start, stop):
     inner, N, M = C.shape[1:]
     inv = 1 / reg
     x = np.empty(M, f4)
     for k in range(start, stop):
         for i in range(N):
-            line = C[k // inner, k % inner, i]
+            line, given = C[k // inner, k % inner, i], out[k // inner, k % inner, i]
             for j in range(M):
                 x[j] = line[j]
             for j in range(M):
-                out[k, i, j] = factor[k] * _exp(f4((f[k, i] + g[k, j] - x[j]) * inv))
+                x[j] = factor[k] * _exp(f4((f[k, i] + g[k, j] - x[j]) * inv))
+            for j in range(M):
+                given[j] = x[j]
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -360,8 +362,8 @@ def solve(C: torch.Tensor, a: torch.Tensor, b: torch.Tensor, reg: float, tol: fl
 
 
 def plans(C: torch.Tensor, f: torch.Tensor, g: torch.Tensor, factor: torch.Tensor, reg: float) -> torch.Tensor:
-    """factor exp((f + g - C) / eps), float32 [B1 B2, N, M]."""
+    """factor exp((f + g - C) / eps), float32, of the shape and the strides of C [B1, B2, N, M]."""
+    out = torch.empty_like(C)
     B = C.shape[0] * C.shape[1]
-    out = np.empty((B, *C.shape[2:]), f4)
-    parallel(_plans, B, C.numpy(), f.numpy(), g.numpy(), factor.contiguous().numpy(), reg, out)
-    return torch.from_numpy(out)
+    parallel(_plans, B, C.numpy(), f.numpy(), g.numpy(), factor.contiguous().numpy(), reg, out.numpy())
+    return out

@@ -11,15 +11,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import float32, float64, int32, int64, njit, types
+from numba import float32, float64, int32, int64, types
 
-from otclib.kernels.cpu import FAST, SLACK, _iterate, _lift, _padded, f4, parallel
+from otclib.kernels.cpu import SLACK, _iterate, _lift, _padded, f4, parallel
+from otclib.kernels.jit import kernel
 
 FEW = 32  # captions whose bounds are taken before the best of them are solved
 HALVINGS = 6  # of the interval in which a word's threshold lies; each threshold gives a bound
 
 
-@njit(**FAST)
+@kernel()
 def _product(t, m, vT, S):
     """S = t vT for words t [m, D], two words and eight dimensions at a time. S has a row to spare."""
     D, P = vT.shape
@@ -46,7 +47,7 @@ def _product(t, m, vT, S):
                 sy[i] = b
 
 
-@njit(**FAST)
+@kernel()
 def _patches_relaxed(S, m, n, best):
     """A lower bound of the exact transport cost: each patch to the word that it is most like."""
     for i in range(n):
@@ -60,7 +61,7 @@ def _patches_relaxed(S, m, n, best):
     return f4(1) - total / f4(n)
 
 
-@njit(**FAST)
+@kernel()
 def _words_relaxed(S, m, n):
     """Another: each word to the patches that it is most like, as many as its mass fills.
 
@@ -92,7 +93,7 @@ def _words_relaxed(S, m, n):
     return f4(1) - words / f4(m)
 
 
-@njit(**FAST)
+@kernel()
 def _transport(S, m, n, reg, tol, max_iter, K, p, q, u, v, s, f, g):
     """<P, C> for C = 1 - S and uniform weights, of the plan rounded to exact marginals. S is used up.
 
@@ -109,7 +110,7 @@ def _transport(S, m, n, reg, tol, max_iter, K, p, q, u, v, s, f, g):
     for i in range(P):
         q[i] = f4(1) / f4(n) if i < n else f4(0)
     X = S[:m]
-    low, span = _lift(X, m, n, v, s)
+    low, span = _lift(X, m, n, reg, v, s)
     if not span < np.inf:
         return f4(np.nan)
     _iterate(X, span, p, q, m, n, reg, f4(tol * SLACK), max_iter, K, u, v, s, f, g)
@@ -144,7 +145,7 @@ _codes, _ints = types.Array(int32, 2, "C"), types.Array(int64, 1, "C")
 _SIDES = (_rows3, _ints, _rows2, _rows3, _ints, _rows2, _ints, _ints)
 
 
-@njit(**FAST)
+@kernel()
 def _whole(x, y, E, weight):
     """weight (1 - <x, y>), of the pooled features that E numbers of a summary are."""
     if weight == 0:
@@ -155,10 +156,10 @@ def _whole(x, y, E, weight):
     return f4(weight) * (f4(1) - cosine)
 
 
-@njit(types.void(*_SIDES, float64, float64, float64, int64, _reals, int64, int64), **FAST)
+@kernel(types.void(*_SIDES, float64, float64, float64, int64, _reals, int64, int64))
 def _costs(vT, n_of, v_sum, t, m_of, t_sum, first, cols, weight, reg, tol, max_iter, out, start, stop):
     """Distances ``out`` of images start .. stop to their captions cols[first[i] : first[i + 1]]."""
-    D, P, L, E = *vT.shape[1:], t.shape[1], t_sum.shape[1] - t.shape[2] - 1
+    P, L, E = vT.shape[2], t.shape[1], t_sum.shape[1] - t.shape[2] - 1
     S, K, h, d = np.empty((L + 1, P), f4), np.empty((L, P), f4), np.empty((5, max(P, L)), f4), np.empty((2, max(P, L)))
     for i in range(start, stop):
         for k in range(first[i], first[i + 1]):
@@ -169,9 +170,8 @@ def _costs(vT, n_of, v_sum, t, m_of, t_sum, first, cols, weight, reg, tol, max_i
             out[k] = _whole(v_sum[i], t_sum[j], E, weight) + f4(1 - weight) * cost
 
 
-@njit(
-    types.void(*_SIDES, _rows3, _rows2, _ints, _ints, _reals, *4 * [float64], int64, _reals, _ints, _ints, int64, int64),
-    **FAST,
+@kernel(
+    types.void(*_SIDES, _rows3, _rows2, _ints, _ints, _reals, *4 * [float64], int64, _reals, _ints, _ints, int64, int64)
 )
 def _nearest(
     vT, n_of, v_sum, t, m_of, t_sum, first, cols, short_vT, short_t, at, names, bound,
@@ -183,7 +183,7 @@ def _nearest(
     whose short tokens' bounds are not, and those solved whose tokens' bounds are not either. ``names`` says who the
     captions are: of equally near ones the least is ``nearest``.
     """
-    D, P, L, E = *vT.shape[1:], t.shape[1], t_sum.shape[1] - t.shape[2] - 1
+    P, L, E = vT.shape[2], t.shape[1], t_sum.shape[1] - t.shape[2] - 1
     S, K, h, d = np.empty((L + 1, P), f4), np.empty((L, P), f4), np.empty((5, max(P, L)), f4), np.empty((2, max(P, L)))
     tighter, rest = np.empty(FEW, f4), f4(1 - weight)
     for i in range(start, stop):
@@ -217,7 +217,7 @@ def _nearest(
                     best[i], nearest[i] = distance, name
 
 
-@njit(types.void(_rows3, _ints, _ints, _ints, _codes, _reals, _reals, _rows2, float64, int64, int64), **FAST)
+@kernel(types.void(_rows3, _ints, _ints, _ints, _codes, _reals, _reals, _rows2, float64, int64, int64))
 def _coded(cosines, n_of, order, lengths, codes, along, across, bound, weight, start, stop):
     """Raise ``bound`` [B, b], of images to a block of captions, by what the captions' codes allow.
 
@@ -275,7 +275,7 @@ def _sides(images, captions, first, cols) -> list[np.ndarray]:
 def costs(images, captions, first, cols, *, weight, reg, tol, max_iter) -> np.ndarray:
     """Distances of every image i to the captions ``cols[first[i] : first[i + 1]]`` [len(cols)].
 
-    ``images`` and ``captions`` are ``pool.TokenSets`` in float32; ``first`` and ``cols`` int64.
+    ``images`` and ``captions`` are ``tokens.TokenSets`` in float32; ``first`` and ``cols`` int64.
     """
     out = np.empty(len(cols), f4)
     sides = _sides(images, captions, first, cols)
@@ -301,7 +301,7 @@ def sorted_cosines(images, centroids) -> np.ndarray:
     B, N, D = images.tokens.shape
     out = (images.tokens.reshape(-1, D) @ centroids.T).neg_().view(B, N, -1).transpose(1, 2).contiguous().numpy()
     if int(images.length.min()) < N:
-        np.copyto(out, np.float32(2), where=images.weights().numpy()[:, None] == 0)
+        np.copyto(out, f4(2), where=~images.real.numpy()[:, None])
 
     def sort(start: int, stop: int) -> None:
         out[start:stop].sort(axis=2)
@@ -311,7 +311,7 @@ def sorted_cosines(images, centroids) -> np.ndarray:
     return out
 
 
-def coded(cosines, images, block, along, across, bound, weight: float) -> None:
-    """Add to ``bound`` [B, b], which has the pooled part, what the codes of a block of captions allow, in place."""
-    numbers = (x.numpy() for x in (images.length, *block, along, across, bound))
+def raise_by_codes(bound, cosines, images, codebook, z: int, weight: float) -> None:
+    """Add to ``bound`` [B, b], which has the pooled part, what the codes of the ``z``-th block allow, in place."""
+    numbers = (x.numpy() for x in (images.length, *codebook.blocks[z], codebook.along, codebook.across, bound))
     parallel(_coded, len(images), cosines, *numbers, weight, least=1)
