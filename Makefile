@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint figures clean
+.PHONY: setup demo test lint figures bench clean
 
 setup: .venv/.ready
 
@@ -20,10 +20,14 @@ test: setup
 	$(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests
+	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests benchmarks
 
 figures: setup  # the numbers of the README: three seeds of both systems, about 35 minutes on two cores
 	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
+
+bench: setup  # speed against other solvers and against brute force, and the README's tables: 45 minutes on two cores
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[bench]'
+	$(BIN)/python -m benchmarks.transport
 
 clean:
 	rm -rf .venv runs

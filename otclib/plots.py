@@ -266,3 +266,29 @@ def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
         _clean_axes(ax)
     fig.tight_layout()
     return fig
+
+
+def matching_speed(rows: Sequence[Mapping]) -> Figure:
+    """Exact matching against the number of captions: seconds for 256 images, and how many of the pairs are solved.
+
+    Each row has ``captions``, ``global_weight``, ``reg``, ``seconds``, ``seconds_brute`` and ``solved_share``; one line
+    per weight, at the smallest reg.
+    """
+    rows = [r for r in rows if r["reg"] == min(x["reg"] for x in rows)]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    styles = {0.5: (CLEAN, "o", "pooled and transport"), 0.0: (GOOD, "s", "transport alone")}
+    for weight, (colour, marker, name) in styles.items():
+        mine = [r for r in rows if r["global_weight"] == weight]
+        size = [r["captions"] for r in mine]
+        left.plot(size, [r["seconds"] for r in mine], color=colour, marker=marker, label=f"pruned, {name}")
+        right.plot(size, [100 * r["solved_share"] for r in mine], color=colour, marker=marker, label=name)
+    size = [r["captions"] for r in rows if r["global_weight"] == 0.5]
+    brute = [r["seconds_brute"] for r in rows if r["global_weight"] == 0.5]
+    left.plot(size, brute, color=NEUTRAL, linestyle="--", marker="x", label="brute force, same solver")
+    left.set(ylabel="seconds for 256 images", title="The same captions, found much sooner")
+    right.set(ylabel="pairs solved, %", title="Few problems are solved")
+    for ax in (left, right):
+        ax.set(xscale="log", yscale="log", xlabel="captions in the pool")
+        ax.legend(frameon=False, fontsize=8)
+        _clean_axes(ax)
+    return fig

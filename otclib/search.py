@@ -101,14 +101,14 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
         return _pruned_in_rounds(images, captions, best, index, reg, weight)
     how = {"weight": weight, "reg": reg, "tol": MATCH_TOL, "max_iter": MATCH_ITER, "rounding": ROUNDING}
     queries, one = images.queries(weight), torch.tensor(1 - ROUNDING)
-    captions.prepare()
+    turned = kernel.turned(images, captions.prepare().basis)
     cosines, guessed = None, []  # cosines with the codebook's centroids, once they are needed
 
     def solve(rows: Tensor, cols: Tensor) -> int:
         first = torch.searchsorted(rows, torch.arange(len(images) + 1))
         part, at = captions.floats(start + cols)
         pairs = (x.numpy() for x in (first, at, start + cols, bound[rows, cols]))
-        return kernel.nearest(images, part, *pairs, best=best.numpy(), index=index.numpy(), **how)
+        return kernel.nearest(turned, images, part, *pairs, best=best.numpy(), index=index.numpy(), **how)
 
     def guess() -> int:
         """Solve the few that look nearest, to know how near is near."""

@@ -16,7 +16,7 @@ CENTROIDS, RANGES = 512, 16  # of a codebook
 
 def short_size(dim: int) -> int:
     """Numbers of a short token, for tokens of ``dim``."""
-    return dim if dim <= 32 else max(32, dim // 8)
+    return dim if dim <= 24 else max(24, dim // 8)
 
 
 @dataclass
@@ -87,8 +87,9 @@ class TokenSets:
     def prepare(self) -> TokenSets:
         """Make ``basis``, the leading principal directions of the tokens, and ``flat``."""
         if self.flat is None:
-            some = self.tokens[self.real][:: max(1, int(self.length.sum()) // 2**16)].float()
-            self.basis = torch.linalg.eigh(some.T @ some)[1].flip(1)[:, : short_size(some.shape[1]) - 1].contiguous()
+            some = self.tokens[self.real][:: max(1, int(self.length.sum()) // 2**16)].double()
+            axes = torch.linalg.eigh(some.T @ some)[1].flip(1)
+            self.basis = axes[:, : short_size(some.shape[1]) - 1].float().contiguous()
             blocks = (self[k : k + BLOCK] for k in range(0, len(self), BLOCK))
             self.flat = torch.cat([b.short(self.basis)[b.real] for b in blocks]), F.pad(self.length.cumsum(0), (1, 0))
         return self

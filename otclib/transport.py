@@ -37,10 +37,15 @@ class Transport:
     marginal_error: Tensor  # [B]  |P 1 - a|_1 + |P^T 1 - b|_1; unbalanced: of a exp(-f / rho), b exp(-g / rho)
     converged: Tensor  # [B]  marginal_error <= tol
     n_iter: Tensor  # [B]
-    weights: tuple[Tensor, Tensor]  # a [B, N], b [B, M] as solved: summing to 1
     reg: float
     unbalanced: tuple[float | None, float | None] = (None, None)
     _C: Tensor = field(repr=False, default=None)
+    _weights: tuple[Tensor, Tensor] = field(repr=False, default=None)
+
+    @cached_property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """a [B, N] and b [B, M] as they were solved: summing to 1."""
+        return tuple(w / w.sum(-1, keepdim=True) for w in self._weights)
 
     @cached_property
     def plan(self) -> Tensor:
@@ -128,9 +133,8 @@ def sinkhorn(
             out = _solve_all(C.reshape(-1, N, M), a.reshape(-1, N), b.reshape(-1, M), reg, tol, max_iter, rho)
         f, g, number, error, n_iter = (x.reshape(batch + x.shape[1:]) for x in out)
         _refuse_bad_input(n_iter, C, a, b)
-        a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
     value = _Envelope.apply(cost, number, f, g, reg) if cost.requires_grad and torch.is_grad_enabled() else number
-    return Transport(value, (f, g), error, error <= tol, n_iter, (a, b), reg, rho, cost)
+    return Transport(value, (f, g), error, error <= tol, n_iter, reg, rho, cost, (a, b))
 
 
 def _weights(w: Tensor | None, shape: tuple[int, ...], name: str, like: Tensor) -> Tensor:

@@ -338,18 +338,22 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 
 def parallel(function, count: int, *arguments, least: int = 16) -> None:
-    """function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use."""
+    """function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use, this one included."""
     global _pool
     threads = min(torch.get_num_threads(), -(-count // least))
-    if threads <= 1:
-        function(*arguments, 0, count)
-        return
-    if _pool is None or _pool._max_workers < threads:
-        _pool = ThreadPoolExecutor(threads, thread_name_prefix="otclib")
-    step = max(least, -(-count // (4 * threads)))
-    parts = [_pool.submit(function, *arguments, k, min(count, k + step)) for k in range(0, count, step)]
-    for part in parts:
-        part.result()
+    step = max(least, -(-count // (4 * threads)), 1) if threads > 1 else max(1, count)
+    starts = iter(range(0, count, step))
+
+    def work() -> None:
+        for k in starts:
+            function(*arguments, k, min(count, k + step))
+
+    if threads > 1 and (_pool is None or _pool._max_workers < threads - 1):
+        _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="otclib")
+    helpers = [_pool.submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
 
 
 def solve(C: torch.Tensor, a: torch.Tensor, b: torch.Tensor, reg: float, tol: float, max_iter: int):

@@ -266,10 +266,9 @@ def _turned(tokens: torch.Tensor) -> np.ndarray:
     return F.pad(tokens, (0, 0, 0, _padded(tokens.shape[1]) - tokens.shape[1])).transpose(1, 2).contiguous().numpy()
 
 
-def _sides(images, captions, first, cols) -> list[np.ndarray]:
-    x = [_turned(images.tokens), images.length.numpy(), images.summary.numpy()]
-    y = [side.numpy() for side in (captions.tokens, captions.length, captions.summary)]
-    return [*x, *y, np.ascontiguousarray(first), np.ascontiguousarray(cols)]
+def _sides(turned: np.ndarray, images, captions, first, cols) -> list[np.ndarray]:
+    sides = (images.length, images.summary, captions.tokens, captions.length, captions.summary)
+    return [turned, *(x.numpy() for x in sides), np.ascontiguousarray(first), np.ascontiguousarray(cols)]
 
 
 def costs(images, captions, first, cols, *, weight, reg, tol, max_iter) -> np.ndarray:
@@ -278,21 +277,28 @@ def costs(images, captions, first, cols, *, weight, reg, tol, max_iter) -> np.nd
     ``images`` and ``captions`` are ``tokens.TokenSets`` in float32; ``first`` and ``cols`` int64.
     """
     out = np.empty(len(cols), f4)
-    sides = _sides(images, captions, first, cols)
+    sides = _sides(_turned(images.tokens), images, captions, first, cols)
     parallel(_costs, len(images), *sides, weight, reg, tol, max_iter, out, least=1)
     return out
 
 
-def nearest(images, captions, first, cols, names, bound, *, weight, reg, tol, max_iter, rounding, best, index) -> int:
+def turned(images, basis: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The images' tokens and short tokens as ``nearest`` takes them."""
+    return _turned(images.tokens), _turned(images.short(basis))
+
+
+def nearest(
+    turned, images, captions, first, cols, names, bound, *, weight, reg, tol, max_iter, rounding, best, index
+) -> int:
     """Update ``best`` [B] and ``index`` [B] by captions as above. Returns how many were solved.
 
     ``names`` [len(cols)] is what ``index`` calls them, ``bound`` [len(cols)] what their distance is not below.
     """
     solved = np.zeros(len(images), np.int64)
-    short = [_turned(images.short(captions.basis)), *(x.numpy() for x in captions.flat)]
-    sides, names = _sides(images, captions, first, cols), np.ascontiguousarray(names)
-    how = (weight, reg, tol, rounding, max_iter)
-    parallel(_nearest, len(images), *sides, *short, names, bound, *how, best, index, solved, least=1)
+    sides = _sides(turned[0], images, captions, first, cols)
+    short = (turned[1], *(x.numpy() for x in captions.flat))
+    how = (weight, reg, tol, rounding, max_iter, best, index, solved)
+    parallel(_nearest, len(images), *sides, *short, np.ascontiguousarray(names), bound, *how, least=1)
     return int(solved.sum())
 
 
