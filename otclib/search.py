@@ -60,13 +60,12 @@ def compiled_for(images: TokenSets):
 
 def _costs(images: TokenSets, captions: TokenSets, rows: Tensor, cols: Tensor, **how) -> Tensor:
     """Transport costs of the pairs (rows, cols) [K], on a device that no compiled kernel of the CPU serves."""
-    captions, cols = captions.floats(cols)
-    if images.tokens.is_cuda:
-        from otclib.kernels import cuda
+    from otclib.kernels import cuda
 
-        if cuda.available(images.tokens):
-            sides = (images.tokens, images.length, captions.tokens, captions.length)
-            return cuda.pair_costs(*sides, rows, cols, **how).cost
+    captions, cols = captions.floats(cols)
+    if cuda.available(images.tokens):
+        sides = (images.tokens, images.length, captions.tokens, captions.length)
+        return cuda.pair_costs(*sides, rows, cols, **how).cost
     size = max(1, 2**20 // (images.tokens.shape[1] * captions.tokens.shape[1]))  # a few MiB at a time
     out = []
     for some in torch.arange(len(rows), device=rows.device).split(size):

@@ -84,6 +84,22 @@ def test_both_ways_agree():
         )
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_on_a_gpu_the_fused_kernel_matches(monkeypatch):
+    """As it would go on CUDA, in Triton's interpreter."""
+    cuda = pytest.importorskip("otclib.kernels.cuda")
+    v, t = features(3, 20, 24, 1), features(9, 7, 24, 2)
+    here = match(v, t, reg=0.05, global_weight=0.3)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(search, "compiled", lambda: None)
+    monkeypatch.setattr(cuda, "available", lambda tensor: True)
+    calls, real = [], cuda.pair_costs
+    monkeypatch.setattr(cuda, "pair_costs", lambda *a, **k: calls.append(len(a[4])) or real(*a, **k))
+    there = match(v, t, reg=0.05, global_weight=0.3)
+    assert sum(calls) == there.solved > 0
+    assert torch.equal(here.index, there.index) and torch.allclose(here.distance, there.distance, atol=1e-4)
+
+
 def test_pruning_solves_few_problems(way):
     """On features with structure, as trained ones have: captions cluster around the images' means."""
     centres = F.normalize(torch.randn(20, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
