@@ -26,7 +26,7 @@ figures: setup  # the numbers of the README: three seeds of both systems, about 
 	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
 
 bench: setup  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.transport
 
 clean:

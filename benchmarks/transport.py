@@ -1,7 +1,7 @@
 """How fast transport and matching are, against what else a user could pick, and how far from the floor.
 
     python -m benchmarks.transport --quick     two minutes, prints the tables
-    make bench                                 half an hour: larger batches, pools up to a million captions
+    make bench                                 20 minutes: larger batches, pools up to a million captions
 
 Every speed is a ratio: the two ways are run in turn, in this process, and the median of the ratios is what counts. The
 floor beside it is the product of the tokens, which every way needs to have a cost matrix at all.
@@ -27,7 +27,6 @@ import otclib
 from benchmarks import solvers
 from otclib import losses, models, plots
 from otclib.data import scenes
-from otclib.evaluation import _encode
 from otclib.matching import CaptionPool
 from otclib.models import Features
 from otclib.tokens import TokenSets
@@ -79,7 +78,7 @@ def trained(run: Path, quick: bool) -> dict:
     model.eval()
     images = otclib.data.image_tensor(otclib.data.load("scenes", split="test", size=256), 64)
     with torch.no_grad():
-        image = _encode(model, images)
+        image = models.encode_image(model, models.normalize(model)(images.float() / 255))
     return {"run": str(run), "model": model, "tokenizer": tokenizer, "image": image}
 
 
