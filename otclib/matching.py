@@ -85,17 +85,23 @@ def match(
     for tokens, mask, pooled in ((image_tokens, image_mask, image_pooled), (text_tokens, text_mask, text_pooled)):
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        if pooled is None:
+        if pooled is None or not global_weight:
             pooled = tokens.new_zeros(len(tokens), 0)
         sides.append(TokenSets.of(_checked(Features(pooled, tokens, mask))))
     return nearest(*sides, reg=reg, method=method, global_weight=global_weight)
 
 
 def _checked(features: Features) -> Features:
+    tokens, mask, pooled = features.tokens, features.mask, features.pooled
+    if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool or pooled.shape[:-1] != tokens.shape[:1]:
+        raise ValueError(
+            f"tokens [S, L, D] need a bool mask [S, L] and pooled features [S, E], got {tuple(tokens.shape)}, "
+            f"{mask.dtype} {tuple(mask.shape)} and {tuple(pooled.shape)}"
+        )
     if not features.mask.any(1).all():
         none = int((~features.mask.any(1)).sum())
         raise ValueError(f"every image and caption needs at least one token, {none} of {len(features)} have none")
-    if not torch.isfinite(features.tokens[features.mask]).all() or not torch.isfinite(features.pooled).all():
+    if not torch.isfinite(tokens[mask].sum(-1)).all() or not torch.isfinite(pooled).all():
         raise ValueError("token and pooled features must be finite, some are not")
     return features
 
@@ -108,9 +114,14 @@ def nearest(
         raise ValueError(f"method is 'pruned' or 'brute', got {method!r}")
     if not 0 <= global_weight <= 1 or not 0 < reg < float("inf"):
         raise ValueError(f"global_weight must lie in [0, 1] and reg be positive, got {global_weight} and {reg}")
-    B, P = len(images), len(captions)
+    B, P, reg = len(images), len(captions), float(reg)
     if not P:
         raise ValueError("there is no caption to match with")
+    if images.tokens.shape[2] != captions.tokens.shape[2] or images.summary.shape[1] != captions.summary.shape[1]:
+        raise ValueError(
+            f"images have tokens of {images.tokens.shape[2]} and pooled features of {images.pooled.shape[1]} numbers, "
+            f"captions of {captions.tokens.shape[2]} and {captions.pooled.shape[1]}"
+        )
     best, index = images.summary.new_full((B,), torch.inf), torch.full_like(images.length, P)
     search, solved = {"pruned": pruned, "brute": brute}[method], 0
     for k in range(0, B, IMAGES):
@@ -123,9 +134,10 @@ class CaptionPool:
     """A fixed number of captions' token sets, the oldest of which make room for new ones.
 
     ``size`` captions of at most ``words`` real tokens of ``dim`` numbers, and pooled features of ``pooled_dim`` (the
-    tokens' where it is not given). All memory for them is taken at once, ``bytes_per_caption`` each, and matching adds
-    blocks of a fixed size. In ``float16`` the tokens take half of it; they are matched as they were rounded, so that
-    the bounds still hold.
+    tokens' where it is not given). Memory is taken when the pool is made and, for short tokens, at the first match:
+    ``bytes_per_caption`` each, besides blocks of a fixed size while matching, and where transport alone counts a
+    codebook of 4 bytes a word. In ``float16`` the tokens take half; they are matched as they were rounded, so that the
+    bounds still hold.
     ``ids`` [size] are the caller's names of the captions, -1 where there is none yet.
     """
 
@@ -146,7 +158,9 @@ class CaptionPool:
     @classmethod
     def of(cls, features: Features, ids: Tensor | None = None, sample: int | None = None, seed: int = 0, **options):
         """A pool of all of these captions, or of a ``sample`` of them drawn with ``seed``."""
-        ids = torch.arange(len(features)) if ids is None else ids
+        if not len(features) or (sample is not None and sample < 1):
+            raise ValueError(f"a pool needs captions, got {len(features)} and a sample of {sample}")
+        ids = torch.arange(len(features)) if ids is None else torch.as_tensor(ids).long()
         if sample is not None and sample < len(features):
             drawn = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:sample]
             features, ids = features[drawn], ids[drawn]
@@ -172,6 +186,7 @@ class CaptionPool:
     def add(self, features: Features, ids: Tensor | None = None) -> Tensor:
         """Put captions in, over the oldest once the pool is full. Returns the places that they have now [S]."""
         new = TokenSets.of(_checked(features), self._all.tokens.dtype)
+        ids = None if ids is None else torch.as_tensor(ids).long()
         words, dim = self._all.tokens.shape[1:]
         if len(new) > self.size or new.tokens.shape[1] > words or new.tokens.shape[2] != dim:
             raise ValueError(
@@ -192,13 +207,19 @@ class CaptionPool:
         self._ready = None
         return places
 
-    def match(self, images: Features | TokenSets, *, reg: float, method: str = "pruned", global_weight: float = 0.0):
+    def match(
+        self, images: Features | TokenSets, *, reg: float, method: str = "pruned", global_weight: float = 0.0
+    ) -> Match:
         """The nearest caption of the pool for every image: a ``Match`` whose ``index`` is the place in the pool."""
         if not len(self):
             raise ValueError("the pool is empty: add captions before matching")
-        if self._ready is None:
+        if self._ready is None:  # after an addition the short tokens are made anew, in the directions chosen at first
             self._ready = self._all[: len(self)]
-        return nearest(TokenSets.of(images), self._ready, reg=reg, method=method, global_weight=global_weight)
+            self._ready.basis = self._all.basis
+        if isinstance(images, Features):
+            images = TokenSets.of(_checked(images))
+        self._all.basis = self._ready.prepare().basis
+        return nearest(images, self._ready, reg=reg, method=method, global_weight=global_weight)
 
     def save(self, path: str | Path) -> None:
         """Write the pool as one safetensors file; an interrupted write leaves what was there."""

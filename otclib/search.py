@@ -34,6 +34,15 @@ def distances(
 ) -> Tensor:
     """The distance of image i to each of its candidate captions ``candidates[i]`` [B, K] -> [B, K] (``matching``)."""
     images, captions = TokenSets.of(images), TokenSets.of(captions)
+    if candidates.ndim != 2 or len(candidates) != len(images) or candidates.is_floating_point():
+        raise ValueError(
+            f"candidates must be [B, K] indices for the {len(images)} images, "
+            f"got {candidates.dtype} of shape {tuple(candidates.shape)}"
+        )
+    candidates = candidates.long()
+    if candidates.numel() and not 0 <= int(candidates.min()) <= int(candidates.max()) < len(captions):
+        least, most = int(candidates.min()), int(candidates.max())
+        raise ValueError(f"candidates must lie in 0 ... {len(captions) - 1}, got {least} ... {most}")
     B, K = candidates.shape
     how = {"reg": reg, "tol": tol, "max_iter": max_iter}
     if kernel := compiled_for(images):
@@ -87,8 +96,9 @@ def feasible_cost(solved: Transport, C: Tensor) -> Tensor:
 
 def brute(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, reg: float, weight: float) -> int:
     """Update best [B] and index [B] by the captions, solving every problem. Returns how many that were."""
-    for start in range(0, len(captions), BLOCK):
-        some = torch.arange(start, min(len(captions), start + BLOCK), device=best.device).expand(len(images), -1)
+    size = BLOCK if captions.tokens.dtype == torch.float32 else captions.block
+    for start in range(0, len(captions), size):
+        some = torch.arange(start, min(len(captions), start + size), device=best.device).expand(len(images), -1)
         _keep_nearer(distances(images, captions, some, reg, weight), some, slice(None), best, index)
     return len(images) * len(captions)
 
@@ -127,7 +137,7 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
                 captions.codebook = captions.codebook or Codebook.of(captions)
                 cosines = kernel.sorted_cosines(images, captions.codebook.centroids)
         if cosines is not None:
-            bound = torch.addmm(one * weight, images.pooled, captions.pooled[block].T, alpha=-weight)
+            bound = torch.addmm(one - 1 + weight, images.pooled, captions.pooled[block].T, alpha=-weight)
             kernel.raise_by_codes(bound, cosines, images, captions.codebook, z, weight)
             if start == 0:
                 bound.scatter_(1, guessed[0], torch.inf)

@@ -47,7 +47,8 @@ class TokenSets:
             tokens = tokens.gather(1, order[:, :, None].expand_as(tokens))
         tokens = tokens[:, : int(length.max())] if len(length) else tokens
         real = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None]
-        tokens = (F.normalize(tokens, dim=-1) * real[:, :, None]).to(dtype).contiguous()
+        tokens = F.normalize(tokens, dim=-1).masked_fill(~real[:, :, None], 0.0)  # padding may hold anything
+        tokens = tokens.to(dtype).contiguous()
         mean = _unit(tokens).sum(1) / length[:, None]
         sigma = (1 - mean.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
         pooled = F.normalize(features.pooled.detach().float(), dim=-1)
@@ -85,14 +86,25 @@ class TokenSets:
         return torch.cat([part, rest.sqrt()[..., None]], -1)
 
     def prepare(self) -> TokenSets:
-        """Make ``basis``, the leading principal directions of the tokens, and ``flat``."""
+        """Make ``basis``, the leading principal directions of the tokens (where it is not given), and ``flat``."""
         if self.flat is None:
-            some = self.tokens[self.real][:: max(1, int(self.length.sum()) // 2**16)].double()
-            axes = torch.linalg.eigh(some.T @ some)[1].flip(1)
-            self.basis = axes[:, : short_size(some.shape[1]) - 1].float().contiguous()
-            blocks = (self[k : k + BLOCK] for k in range(0, len(self), BLOCK))
-            self.flat = torch.cat([b.short(self.basis)[b.real] for b in blocks]), F.pad(self.length.cumsum(0), (1, 0))
+            first, dim = F.pad(self.length.cumsum(0), (1, 0)), self.tokens.shape[-1]
+            if self.basis is None:
+                where = self.real.flatten().nonzero()[:, 0]
+                some = _unit(self.tokens.view(-1, dim)[where[:: max(1, len(where) // 2**16)]]).double()
+                axes = torch.linalg.eigh(some.T @ some)[1].flip(1)
+                self.basis = axes[:, : short_size(dim) - 1].float().contiguous()
+            words = torch.empty(int(first[-1]), short_size(dim))
+            for k in range(0, len(self), self.block):
+                part = self[k : k + self.block]
+                words[first[k] : first[k + len(part)]] = part.short(self.basis)[part.real]
+            self.flat = words, first
         return self
+
+    @property
+    def block(self) -> int:
+        """So many sets have about 64 MiB of tokens in float32."""
+        return max(1, 2**24 // (self.tokens.shape[1] * self.tokens.shape[2]))
 
     def floats(self, rows: Tensor) -> tuple[TokenSets, Tensor]:
         """Token sets in float32, and which of them ``rows`` [K] are [K]: these themselves if they are float32."""
@@ -150,6 +162,7 @@ class Codebook:
         edges = cosine.flatten()[sample].sort().values[:: -(-len(sample) // RANGES)].contiguous()
         code = RANGES * code + torch.bucketize(cosine, edges, right=True).sub_(1).clamp_(0)
         along = torch.ones(RANGES * len(centroids)).scatter_reduce(0, code[real], cosine[real], "amin")
+        along = along - 5e-7  # rounding errs to the safe side
         blocks = []
         for start in range(0, len(sets), BLOCK):
             order = torch.argsort(sets.length[start : start + BLOCK], stable=True)

@@ -41,15 +41,18 @@ class Transport:
     unbalanced: tuple[float | None, float | None] = (None, None)
     _C: Tensor = field(repr=False, default=None)
     _weights: tuple[Tensor, Tensor] = field(repr=False, default=None)
+    _version: int = field(repr=False, default=0)
 
     @cached_property
     def weights(self) -> tuple[Tensor, Tensor]:
         """a [B, N] and b [B, M] as they were solved: summing to 1."""
-        return tuple(w / w.sum(-1, keepdim=True) for w in self._weights)
+        return tuple(_scaled(w) for w in self._weights)
 
     @cached_property
     def plan(self) -> Tensor:
-        """P [B, N, M], made from the potentials when first asked for."""
+        """P [B, N, M], made from the potentials and the cost matrix when first asked for."""
+        if self._version != _version(self._C):
+            raise RuntimeError("the cost matrix was changed in place after it was solved: ask for the plan before")
         return _plan(self._C.detach(), *self.potentials, self.reg)
 
     @property
@@ -116,11 +119,12 @@ def sinkhorn(
         )
     if not 0 < reg < float("inf"):
         raise ValueError(f"reg must be positive and finite, got {reg}")
-    if max_iter < 1:
-        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
-    rho = unbalanced if isinstance(unbalanced, tuple) else (unbalanced, unbalanced)
+    if max_iter < 1 or not tol >= 0:
+        raise ValueError(f"max_iter must be at least 1 and tol not negative, got {max_iter} and {tol}")
+    rho = tuple(unbalanced) if isinstance(unbalanced, (tuple, list)) else (unbalanced, unbalanced)
     if len(rho) != 2 or any(r is not None and not r > 0 for r in rho):
         raise ValueError(f"unbalanced must be positive, or a pair of positive numbers or None, got {unbalanced}")
+    rho, reg = tuple(None if r is None or r == float("inf") else float(r) for r in rho), float(reg)
     dtype = torch.float64 if cost.dtype == torch.float64 else torch.float32
     batch, (N, M) = cost.shape[:-2], cost.shape[-2:]
     with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):
@@ -134,7 +138,15 @@ def sinkhorn(
         f, g, number, error, n_iter = (x.reshape(batch + x.shape[1:]) for x in out)
         _refuse_bad_input(n_iter, C, a, b)
     value = _Envelope.apply(cost, number, f, g, reg) if cost.requires_grad and torch.is_grad_enabled() else number
-    return Transport(value, (f, g), error, error <= tol, n_iter, reg, rho, cost, (a, b))
+    return Transport(value, (f, g), error, error <= tol, n_iter.long(), reg, rho, cost, (a, b), _version(cost))
+
+
+def _scaled(w: Tensor) -> Tensor:
+    return (w.double() / w.sum(-1, keepdim=True, dtype=torch.float64)).to(w.dtype)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _weights(w: Tensor | None, shape: tuple[int, ...], name: str, like: Tensor) -> Tensor:
@@ -197,12 +209,12 @@ def _solve_all(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter
     used = (a[:, :, None] > 0) & (b[:, None] > 0)
     wrong[~torch.isfinite(C.masked_fill(~used, 0.0)).all((1, 2))] = -3
     for code, w in ((-2, b), (-1, a)):
-        wrong[~(torch.isfinite(w).all(1) & (w >= 0).all(1) & (w.sum(1) > 0))] = code
+        wrong[~(torch.isfinite(w).all(1) & (w >= 0).all(1) & (w > 0).any(1))] = code
     if (wrong < 0).any():
         nothing = C.new_zeros(len(C))
         return a.double(), b.double(), nothing, nothing, wrong
     C = C.masked_fill(~used, 0.0)
-    a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
+    a, b = _scaled(a), _scaled(b)
     size = max(1, CHUNK // (C.shape[1] * C.shape[2])) if C.device.type == "cpu" else max(len(C), 1)
     parts = [
         _solve(C[k : k + size], a[k : k + size], b[k : k + size], reg, tol, max_iter, rho)

@@ -134,7 +134,7 @@ def test_finite_and_honest_for_any_reg(dtype, reg, scale, weights):
 def test_one_hard_problem_does_not_touch_the_others(dtype):
     C, a, b = problem(64, 16, 12, 4, dtype)
     alone = sinkhorn(C, a, b, reg=0.1, max_iter=2000)
-    C[7] *= 30
+    C = torch.cat([C[:7], 30 * C[7:8], C[8:]])
     out = sinkhorn(C, a, b, reg=0.1, max_iter=2000)
     others = torch.arange(64) != 7
     assert out.n_iter[7] > 3 * alone.n_iter[7]
@@ -209,6 +209,24 @@ def test_all_pairs_of_two_batches_without_a_copy():
     assert torch.allclose(S.grad, out.plan.transpose(1, 2).reshape(15, 24))
 
 
+def test_a_plan_is_of_the_cost_that_was_solved(dtype):
+    C, a, b = problem(2, 4, 3, 5, dtype)
+    out = sinkhorn(C, a, b, reg=0.1)
+    before, late = out.plan, sinkhorn(C, a, b, reg=0.1)
+    C.mul_(3)
+    assert out.plan is before
+    with pytest.raises(RuntimeError, match="changed in place"):
+        late.plan  # noqa: B018
+
+
+def test_the_scale_of_weights_does_not_matter(dtype):
+    C, a, b = problem(2, 4, 3, 5, dtype)
+    plain, huge = sinkhorn(C, a, b, reg=0.1), sinkhorn(C, a * 1e38, b * 1e-30, reg=0.1)
+    assert torch.allclose(plain.plan, huge.plan, atol=1e-6) and torch.allclose(plain.value, huge.value, atol=1e-5)
+    free = sinkhorn(C, a, b, reg=0.1, unbalanced=float("inf"))
+    assert torch.allclose(plain.plan, free.plan, atol=1e-6)
+
+
 def test_shapes_and_dtypes(dtype):
     single = sinkhorn(torch.rand(4, 3, dtype=dtype), reg=0.1)
     assert single.plan.shape == (4, 3) and single.cost.ndim == 0 and single.potentials[0].shape == (4,)
@@ -233,7 +251,9 @@ def test_shapes_and_dtypes(dtype):
         (dict(cost=torch.rand(2, 3), reg=0.0), "reg"),
         (dict(cost=torch.rand(2, 3), reg=float("nan")), "reg"),
         (dict(cost=torch.rand(2, 3), max_iter=0), "max_iter"),
+        (dict(cost=torch.rand(2, 3), tol=float("nan")), "tol"),
         (dict(cost=torch.rand(2, 3), unbalanced=-1.0), "unbalanced"),
+        (dict(cost=torch.rand(2, 3), unbalanced=[1.0, None, 1.0]), "unbalanced"),
         (dict(cost=torch.rand(2, 3), a=torch.rand(3)), "weights a"),
         (dict(cost=torch.rand(2, 3), b=torch.tensor([1.0, -1.0, 1.0])), "weights b"),
         (dict(cost=torch.rand(2, 3), b=torch.tensor([1.0, float("nan"), 1.0])), "weights b"),

@@ -338,7 +338,10 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 
 def parallel(function, count: int, *arguments, least: int = 16) -> None:
-    """function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use, this one included."""
+    """function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use, this one included.
+
+    A function must not call this again.
+    """
     global _pool
     threads = min(torch.get_num_threads(), -(-count // least))
     step = max(least, -(-count // (4 * threads)), 1) if threads > 1 else max(1, count)
@@ -353,7 +356,8 @@ def parallel(function, count: int, *arguments, least: int = 16) -> None:
     helpers = [_pool.submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
-        helper.result()
+        if not helper.cancel():  # one that never began has nothing left to do
+            helper.result()
 
 
 def solve(C: torch.Tensor, a: torch.Tensor, b: torch.Tensor, reg: float, tol: float, max_iter: int):

@@ -12,7 +12,7 @@ FLAGS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "err
 
 _here = Path(__file__).parent
 _sources = hashlib.sha256(b"".join((_here / f"{name}.py").read_bytes() for name in ("jit", "cpu", "match")))
-FOLDER = str(_here / "__pycache__" / f"numba-{_sources.hexdigest()[:12]}")
+FOLDER = str(Path(config.CACHE_DIR or _here / "__pycache__") / f"otclib-{_sources.hexdigest()[:12]}")
 
 
 def kernel(*signature):
