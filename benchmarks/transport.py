@@ -365,11 +365,11 @@ def tables(record: dict) -> str:
     m = record["machine"]
     lines = [
         f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}: medians of runs in turn, to the costs",
-        f"<P, C>. Each of the others has the fewest iterations (within a tenth) that bring 64 of the problems to {solvers.TOL:g},",
-        "or 100 where no 2,048 do (*: no fair ratio, the error that they leave is larger, or NaN); ours stops itself.",
-        "Batches of 512; of 4,096, which leave the cache, for 49 x 77 at reg 0.05; of 128 for what goes one by one.",
-        "Random tokens have 64 numbers. Trained ones are our small model's; of a caption's 77 or 16 words 5.6 are real on",
-        "average, the others have weight zero. What goes one by one has one core, all else two.",
+        "<P, C>. Each of the others has the fewest iterations (within a tenth) that bring 64 of the problems to a",
+        f"marginal error of {solvers.TOL:g}, or 100 where no 2,048 do (*: no fair ratio, for the error that they leave is",
+        "larger, or NaN); ours stops itself. Batches of 512; of 4,096, which leave the cache, for 49 x 77 at reg 0.05; of 128",
+        "for what goes one by one, on one core. Random tokens have 64 numbers. Trained ones are our small model's; of a",
+        "caption's 77 or 16 words 5.6 are real on average, and the others have weight zero.",
         "",
         "**How many times faster ours is**, and in brackets the problems that the other solves in a second:",
     ]
@@ -398,7 +398,8 @@ def tables(record: dict) -> str:
             continue
         source = f"from {r['brute_images']} images" if r["brute_images"] else "10 times that of a tenth"
         brute = f"{r['seconds_brute']:.1f}" + ("" if r["brute_images"] == 256 else f" ({source})")
-        what = f"| {r['captions']:,} | {r['global_weight']} | {r['reg']} | {r['seconds']:.3f} | {r['seconds_first']:.2f} | {brute} "
+        what = f"| {r['captions']:,} | {r['global_weight']} | {r['reg']} | {r['seconds']:.3f} "
+        what += f"| {r['seconds_first']:.2f} | {brute} "
         lines.append(f"{what}| **{r['ratio']:.0f}** | {100 * r['solved_share']:.3f} % |")
     for r in record["matching"]:
         if "product" in r.get("index", {}):
