@@ -194,6 +194,9 @@ def _nearest(
             if bound[some[0]] > best[i]:
                 break
             for k in range(len(some)):
+                tighter[k] = bound[some[k]]
+                if tighter[k] > best[i]:
+                    continue
                 j = cols[some[k]]
                 least = _whole(v_sum[i], t_sum[j], E, weight) - f4(rounding)
                 _product(short_t[at[j] : at[j + 1]], m_of[j], short_vT[i], S)
