@@ -111,7 +111,7 @@ def quiet():
         yield
 
 
-def least_effort(solver, C, a, b, reg, most: int = 2048) -> tuple[int | None, float]:
+def least_effort(solver, C, a, b, reg, most: int = 1024) -> tuple[int | None, float]:
     """The fewest iterations, to a tenth, with which a solver brings these problems to ``TOL``, and their error then.
 
     None where it does not within ``most``, or where it returns what is no plan.

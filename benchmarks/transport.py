@@ -366,7 +366,7 @@ def tables(record: dict) -> str:
     lines = [
         f"Measured on {m['cpu']}, {m['threads']} threads, torch {m['torch']}: medians of runs in turn, to the costs",
         "<P, C>. Each of the others has the fewest iterations (within a tenth) that bring 64 of the problems to",
-        f"a marginal error of {solvers.TOL:g}, or 100 where no 2,048 do (*: no fair ratio, what they leave is larger,",
+        f"a marginal error of {solvers.TOL:g}, or 100 where no 1,024 do (*: no fair ratio, what they leave is larger,",
         "or NaN); ours stops itself. Batches of 512; of 4,096, which leave the cache, for 49 x 77 at reg 0.05; of",
         "128 for what goes one by one, on one core. Random tokens have 64 numbers. Trained ones are our small",
         "model's; of a caption's 77 or 16 words 5.6 are real on average, and the others have weight zero.",
