@@ -109,7 +109,7 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
     if kernel is None:
         return _pruned_in_rounds(images, captions, best, index, reg, weight)
     how = {"weight": weight, "reg": reg, "tol": MATCH_TOL, "max_iter": MATCH_ITER, "rounding": ROUNDING}
-    queries, one = images.queries(weight), torch.tensor(1 - ROUNDING)
+    queries = images.queries(weight)
     turned = kernel.turned(images, captions.prepare().basis)
     cosines, guessed = None, []  # cosines with the codebook's centroids, once they are needed
 
@@ -130,14 +130,14 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
     for z, start in enumerate(range(0, len(captions), BLOCK)):
         block = slice(start, start + BLOCK)
         if cosines is None:
-            bound = torch.addmm(one, queries, captions.summary[block].T, alpha=-1)
+            bound = torch.addmm(torch.tensor(1 - ROUNDING), queries, captions.summary[block].T, alpha=-1)
             solved += guess() if start == 0 else 0
             rows, cols = (bound <= best[:, None]).nonzero(as_tuple=True)
             if start == 0 and weight < 1 and len(rows) * -(-len(captions) // BLOCK) > WORTH_CODING:
                 captions.codebook = captions.codebook or Codebook.of(captions)
                 cosines = kernel.sorted_cosines(images, captions.codebook.centroids)
         if cosines is not None:
-            bound = torch.addmm(one - 1 + weight, images.pooled, captions.pooled[block].T, alpha=-weight)
+            bound = torch.addmm(torch.tensor(weight - ROUNDING), images.pooled, captions.pooled[block].T, alpha=-weight)
             kernel.raise_by_codes(bound, cosines, images, captions.codebook, z, weight)
             if start == 0:
                 bound.scatter_(1, guessed[0], torch.inf)
