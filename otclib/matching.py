@@ -16,8 +16,9 @@ would be the whole cost of a defence; exact transport has bounds that are nearly
    like (Kusner et al., ICML 2015, and with capacities Atasu and Mittelholzer, ICML 2019).
 
 An image's captions are bounded by 1; those that may still be nearest by 2, on tokens of fewer numbers and then on the
-tokens themselves (and, where 1 leaves too many, on codes of the words before: see ``tokens``); and the rest is solved in
-the order of the bounds, until no bound left is below the best distance found. What is returned is the nearest caption, exactly.
+tokens themselves (where 1 leaves too many, on codes of the words before: see ``tokens``); and the rest is solved in
+the order of the bounds, until no bound left is below the best distance found. What is returned is the nearest caption,
+exactly.
 """
 
 from __future__ import annotations
