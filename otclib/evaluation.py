@@ -4,9 +4,11 @@
 
 - Backdoor: ``attack_success_rate`` = share of triggered test images (true class other than the target) that zero-shot
   classification, with the prompt ensemble, calls the target class. ``untriggered_target_rate`` is the same model's rate
-  on the same images without the trigger: what the trigger has to be compared with.
+  on the same images without the trigger, and ``clean_model_rate`` that of a model that never saw poison on the
+  triggered ones: what the trigger has to be compared with. Of several backdoors in one set each has its own
+  ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
 - Targeted: ``targets_hit`` of ``targets``: planted images, as planted, that are called the attacker's class.
-  ``targets_right``: those that are called what they show.
+  ``targets_right``: those that are called what they show. ``clean_model_hits``: hits on a model that never saw them.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from otclib import attacks, data, models
+from otclib.data import probes
 from otclib.models import Features
 from otclib.transport import sinkhorn
 
@@ -101,13 +105,37 @@ def attack_metrics(model: nn.Module, tokenizer, manifest: Dataset | None, test: 
         out["targets_hit"] = sum(s == t for s, t in zip(said, targets.target))
         out["targets_right"] = sum(s == t for s, t in zip(said, targets.source))
         out["targets"] = len(said)
-    for attack in attacks.from_manifest(manifest):
-        if hasattr(attack, "target"):
-            target = classes.index(attack.target)
-            triggered = classify(model, attack.trigger(images), embeddings)
-            out["attack_success_rate"] = success_rate(triggered, true, target)
-            out["untriggered_target_rate"] = success_rate(predicted, true, target)
+    backdoors = [attack for attack in attacks.from_manifest(manifest) if hasattr(attack, "target")]
+    rates, without = {}, {}
+    for attack in backdoors:
+        target = classes.index(attack.target)
+        rates[attack.kind] = success_rate(classify(model, attack.trigger(images), embeddings), true, target)
+        without[attack.kind] = success_rate(predicted, true, target)
+    if rates:
+        strongest = max(rates, key=lambda kind: -1 if rates[kind] is None else rates[kind])
+        out["attack_success_rate"], out["untriggered_target_rate"] = rates[strongest], without[strongest]
+    if len(rates) > 1:
+        out |= {f"attack_success_rate/{kind}": rate for kind, rate in rates.items()}
     return out
+
+
+def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> float:
+    """By how many standard deviations triggered images lie closer together than images do (Carlini and Terzis).
+
+        z = (mean_{u != v} <f(u + t), f(v + t)> - mean_{u != v} <f(u), f(v)>) / std_{u != v} <f(u), f(v)>
+
+    of unit features [N, D] of the same images without and with the trigger t. Their paper prints the inverse of the
+    variance, its name implies the deviation: ``spread="var"`` for the former. About 0: the trigger means nothing.
+    """
+    if plain.shape != triggered.shape or len(plain) < 3:
+        raise ValueError(
+            f"the features of the same 3 or more images are needed, got {[*plain.shape]} and {[*triggered.shape]}"
+        )
+    if spread not in ("std", "var"):
+        raise ValueError(f"spread is 'std' or 'var', got {spread!r}")
+    above = torch.triu_indices(len(plain), len(plain), 1, device=plain.device).unbind()
+    before, after = ((x.double() @ x.double().T)[above] for x in (plain, triggered))
+    return float((after.mean() - before.mean()) / (before.std() if spread == "std" else before.var()))
 
 
 class Watcher:
@@ -138,18 +166,24 @@ def default_watch(config: dict) -> Dataset | None:
 # -- the whole of it -------------------------------------------------------------------------------------------------
 
 
-def evaluate(run: str | Path, *, test: Dataset | None = None, val: Dataset | None = None) -> dict:
+def evaluate(
+    run: str | Path, *, test: Dataset | None = None, val: Dataset | None = None, clean: str | Path | None = None
+) -> dict:
     """Evaluate a finished run folder; writes and returns ``metrics.json``, a flat dict (None: not measurable here).
 
     Parameters
     ----------
     test : labelled images for zero-shot, attack success and the linear probe; val : pairs for retrieval and plan
         grounding. Default for a run on the embedded scenes: their ``test`` and ``val`` splits at the run's seed.
+    clean : the run folder of an undefended model that was trained without poison, to compare the attack with.
 
     Keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``, ``targets_right``,
-    ``targets``; ``linear_probe/scenes``, ``linear_probe/digits`` (accuracies); ``image_to_text_recall_at_1``,
-    ``text_to_image_recall_at_1``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the training
-    set); ``plan_pointing_accuracy`` and the mass keys of ``grounding``; ``seconds_per_epoch``.
+    ``targets``; ``clean_model_rate``, ``clean_model_hits`` (if there is a ``clean`` run); ``backdoor_z_score``;
+    ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``); ``image_to_text_recall_at_1``, ``_5``,
+    ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the
+    training set), ``poison_recall`` and ``poison_precision`` (planted pairs among those that the defence did not leave
+    with their captions); ``plan_pointing_accuracy`` and the mass keys of ``grounding``; ``seconds_per_epoch``;
+    ``head_top1`` and ``head_attack_success_rate``, by the linear head of cleanclip-supervised.
     """
     run = Path(run)
     if not (run / "model.safetensors").exists():
@@ -165,22 +199,56 @@ def evaluate(run: str | Path, *, test: Dataset | None = None, val: Dataset | Non
 
     metrics = {"defense": config["defense"], "seed": config["seed"], "epochs": len(log), "pairs": config["pairs"]}
     metrics["seconds_per_epoch"] = sum(line["seconds"] for line in log) / len(log)
-    for kind in [] if manifest is None else sorted(set(manifest["kind"])):
-        metrics[f"poison_rate/{kind}"] = sum(k == kind for k in manifest["kind"]) / config["pairs"]
+    fates = Dataset.from_parquet(str(run / "pairs.parquet")) if (run / "pairs.parquet").exists() else None
+    metrics |= separation(fates, manifest)
     if test is not None:
         images = data.image_tensor(test, size)
         metrics |= attack_metrics(model, tokenizer, manifest, test, images)
+        metrics |= trigger_metrics(model, manifest, images)
+        if clean is not None:
+            other, _, words = models.load(Path(clean) / "model.safetensors")
+            found = attack_metrics(other, words, manifest, test, images)
+            metrics["clean_model_rate"] = found.get("attack_success_rate")
+            metrics["clean_model_hits"] = found.get("targets_hit")
+        if (run / "head.safetensors").exists():
+            metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images)
         metrics["linear_probe/scenes"] = linear_probe(model, images, np.array(test["label"]))
-        metrics["linear_probe/digits"] = linear_probe(model, *data.digits(size))
+        for name, labelled in probes.PROBES.items():
+            metrics[f"linear_probe/{name}"] = linear_probe(model, *labelled(size))
     if val is not None:
         metrics |= retrieval(model, tokenizer, val)
         if "words" in val.column_names:
             metrics |= grounding(model, tokenizer, val.select(range(min(GROUNDING_PAIRS, len(val)))))
-    metrics["poison_auroc"] = poison_auroc(run, manifest)
     from otclib.training import write_json
 
     write_json(run / "metrics.json", metrics)
     return metrics
+
+
+def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor) -> dict:
+    """``backdoor_z_score`` of the first backdoor of a manifest, on uint8 images."""
+    for attack in [] if manifest is None else attacks.from_manifest(manifest):
+        if hasattr(attack, "target"):
+            return {"backdoor_z_score": backdoor_z_score(pooled(model, images), pooled(model, attack.trigger(images)))}
+    return {}
+
+
+def head_metrics(model: nn.Module, file: Path, manifest: Dataset | None, test: Dataset, images: Tensor) -> dict:
+    """Accuracy and attack success when a linear head on the pooled features classifies (cleanclip-supervised)."""
+    with safe_open(str(file), "pt") as f:
+        classes = f.metadata()["classes"].split("\n")
+        weight, bias = f.get_tensor("weight"), f.get_tensor("bias")
+
+    def said(of: Tensor) -> Tensor:
+        return (pooled(model, of).cpu() @ weight.T + bias).argmax(1)
+
+    true = torch.tensor([classes.index(label) if label in classes else -1 for label in test["label"]])
+    out = {"head_top1": float((said(images) == true).float().mean())}
+    for attack in [] if manifest is None else attacks.from_manifest(manifest):
+        if getattr(attack, "target", None) in classes:
+            rate = success_rate(said(attack.trigger(images)), true, classes.index(attack.target))
+            out["head_attack_success_rate"] = rate
+    return out
 
 
 def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
@@ -194,7 +262,7 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
 
 @torch.no_grad()
 def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
-    """Recall at 1 between images and captions by pooled cosine; equal captions count as one.
+    """Recall at 1, 5 and 10 between images and captions by pooled cosine; equal captions count as one.
 
     Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
     """
@@ -202,22 +270,37 @@ def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
     captions = val["caption"][:]
     device = next(model.parameters()).device
     text = models.encode_text(model, tokenizer(captions).to(device)).pooled
-    similarity = image @ text.T
-    to_text = [captions[j] == captions[i] for i, j in enumerate(similarity.argmax(1).tolist())]
-    to_image = [captions[j] == captions[i] for i, j in enumerate(similarity.argmax(0).tolist())]
-    return {
-        "image_to_text_recall_at_1": sum(to_text) / len(to_text),
-        "text_to_image_recall_at_1": sum(to_image) / len(to_image),
-    }
+    same = torch.tensor([[caption == other for other in captions] for caption in captions])
+    similarity = (image @ text.T).cpu()
+    out = {}
+    for name, order in ("image_to_text", similarity), ("text_to_image", similarity.T):
+        found = same.gather(1, order.topk(min(10, len(captions)), dim=1).indices)
+        out |= {f"{name}_recall_at_{k}": float(found[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
+    return out
 
 
-def poison_auroc(run: Path, manifest: Dataset | None) -> float | None:
-    """How well the distance of an image to its own caption tells planted from clean pairs, after training."""
-    if manifest is None or not (run / "pairs.parquet").exists():
-        return None
-    pairs = Dataset.from_parquet(str(run / "pairs.parquet"))
-    planted = set(manifest["id"])
-    return float(roc_auc_score([id in planted for id in pairs["id"][:]], pairs["own_distance"]))
+def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
+    """How well a defence told planted from clean pairs of its training set (``pairs.parquet``).
+
+    ``poison_auroc`` of the distance of an image to its own caption; flagged are the pairs that were not left with their
+    own caption (re-matched, left out, risky): ``poison_recall``, the share of the planted pairs that are flagged;
+    ``poison_precision``, the share of the flagged pairs that are planted (None: none was flagged).
+    ``poison_rate/<kind>``: planted pairs over all pairs.
+    """
+    out = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
+    if manifest is None or fates is None:
+        return out
+    ids, kind = fates["id"][:], dict(zip(manifest["id"][:], manifest["kind"][:]))
+    planted = np.array([id in kind for id in ids])
+    for name in sorted({kind[id] for id in ids if id in kind}):
+        out[f"poison_rate/{name}"] = sum(kind.get(id) == name for id in ids) / len(ids)
+    if planted.any() and not planted.all():
+        out["poison_auroc"] = float(roc_auc_score(planted, fates["own_distance"][:]))
+    flagged = np.array(fates["fate"][:]) != "kept"
+    if planted.any() and flagged.any():
+        out["poison_recall"] = float(flagged[planted].mean())
+        out["poison_precision"] = float(planted[flagged].mean())
+    return out
 
 
 # -- plan grounding --------------------------------------------------------------------------------------------------

@@ -52,6 +52,11 @@ def contrastive(
     return symmetric_cross_entropy(scale * image @ text.T, same, q, trusted)
 
 
+def one_way(anchor: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of scale * anchor positive^T, rows only, targets on the diagonal; within one modality."""
+    return F.cross_entropy(scale * anchor @ positive.T, torch.arange(len(anchor), device=anchor.device))
+
+
 def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 20) -> Tensor:
     """1 - <P, C> of every token set in x [B] with every one in y [B'] -> [B, B'], differentiable in both."""
     B, N, D = x.tokens.shape

@@ -130,6 +130,13 @@ def _architecture(file: Path) -> str:
     return metadata["model"]
 
 
+def name_of(model: str | Path) -> str:
+    """The open_clip name of what ``load`` takes."""
+    if Path(model).suffix == ".safetensors":
+        return _architecture(Path(model))
+    return str(model).split(":", 1)[0]
+
+
 def save(model: nn.Module, path: str | Path, name: str) -> None:
     """Write the weights as safetensors; ``open_clip.create_model_and_transforms(name, pretrained=path)`` reads them."""
     path = Path(path)
@@ -181,7 +188,7 @@ def encode_image(model: nn.Module, images: Tensor) -> Features:
         if getattr(visual, "proj", None) is not None:
             tokens = tokens @ visual.proj
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    return Features(F.normalize(pooled, dim=-1), F.normalize(tokens, dim=-1), mask)
+    return Features(F.normalize(pooled.float(), dim=-1), F.normalize(tokens.float(), dim=-1), mask)
 
 
 def _timm(visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 CLEAN, POISON, NEUTRAL, GOOD = "#0072B2", "#D55E00", "#7F7F7F", "#009E73"
-LINE = {"clip": POISON, "otcclip": CLEAN}
-NAME = {"clip": "CLIP, undefended", "otcclip": "OTCCLIP (reconstruction)"}
+LINE = {"clip": POISON, "roclip": "#E69F00", "safeclip": GOOD, "cleanclip": "#CC79A7", "otcclip": CLEAN}
+MARKER = {"clip": "o", "roclip": "s", "safeclip": "^", "cleanclip": "D", "otcclip": "v"}
+NAME = {
+    "clip": "CLIP, undefended",
+    "roclip": "RoCLIP",
+    "safeclip": "SafeCLIP",
+    "cleanclip": "CleanCLIP",
+    "otcclip": "OTCCLIP (reconstruction)",
+}
 HEAT = "magma"
 
 
@@ -265,6 +272,60 @@ def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
         ax.set_xticklabels([textwrap.fill(NAME.get(n, n), 16) for n in results], fontsize=8)
         _clean_axes(ax)
     fig.tight_layout()
+    return fig
+
+
+def attack_grid(records: Sequence[Mapping]) -> Figure:
+    """What the attacker gets from each system under each attack: a mark per seed, a bar for the mean."""
+    attacks = [a for a in dict.fromkeys(r["attack"] for r in records) if a != "none"]
+    groups = [[a for a in attacks if a == "targeted"], [a for a in attacks if a != "targeted"]]
+    widths = [max(1.2, len(group)) for group in groups]
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=widths, layout="constrained")
+    systems = list(dict.fromkeys(r["defense"] for r in records))
+    for ax, group, (key, factor, unit, top) in zip(
+        axes,
+        groups,
+        (("targets_hit", 1, "targeted images hit, of 16", 16), ("attack_success_rate", 100, "ASR, %", 100)),
+    ):
+        for k, system in enumerate(systems):
+            place = (k - (len(systems) - 1) / 2) * 0.16
+            colour = LINE.get(system, NEUTRAL)
+            for x, attack in enumerate(group):
+                here = [r for r in records if r["attack"] == attack and r["defense"] == system]
+                values = [factor * r[key] for r in here if r.get(key) is not None]
+                if values:
+                    ax.bar(x + place, np.mean(values), width=0.15, color=colour, alpha=0.45)
+                    ax.plot([x + place] * len(values), values, MARKER.get(system, "o"), color=colour, markersize=4)
+        ax.set(ylabel=unit, ylim=(-0.03 * top, 1.05 * top), xticks=range(len(group)), xlim=(-0.6, len(group) - 0.4))
+        ax.set_xticklabels(group)
+        _clean_axes(ax)
+    marks = [plt.Line2D([], [], color=LINE[s], marker=MARKER[s], linewidth=0, label=NAME[s]) for s in systems]
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    return fig
+
+
+def ablation(records: Sequence[Mapping]) -> Figure:
+    """OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
+    variants = list(dict.fromkeys(r["variant"] for r in records))
+    panels = (
+        ("zero_shot_top1", "zero-shot, %", 100),
+        ("attack_success_rate", "BadNets ASR, %", 100),
+        ("targets_hit", "targets hit, of 16", 1),
+        ("plan_mass_ratio/names", "names' mass on object / chance", 1),
+    )
+    fig, axes = plt.subplots(1, 4, figsize=(11, 0.55 + 0.38 * len(variants)), sharey=True, layout="constrained")
+    for ax, (key, title, factor) in zip(axes, panels):
+        for y, variant in enumerate(variants):
+            values = [factor * r[key] for r in records if r["variant"] == variant and r.get(key) is not None]
+            colour = CLEAN if variant == "full" else NEUTRAL
+            ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.7, markersize=5)
+            if values:
+                ax.plot(np.mean(values), y, "|", color=colour, markersize=15, markeredgewidth=2)
+        ax.set_xlabel(title, fontsize=9)
+        ax.grid(axis="x", alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set(yticks=range(len(variants)), yticklabels=variants)
+    axes[0].invert_yaxis()
     return fig
 
 

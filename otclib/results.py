@@ -1,4 +1,4 @@
-"""Reads run folders, and builds the tables. ``python -m otclib.results`` makes the published one: three seeds of both.
+"""Reads run folders and builds tables; run as a module it makes the README's first one: three seeds of two systems.
 
 python -m otclib.results --out runs/seeds --figures figures     # resumes where it stopped
 """
@@ -84,6 +84,183 @@ def table(runs: Iterable[str | Path | dict]) -> str:
                     f"{mean.format(np.mean(values))} ({form.format(min(values))} to {form.format(max(values))})"
                 )
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spoken(attack: str, run: str | Path) -> str:
+    """A finished run in one line."""
+    metrics = read(run)
+    words = [f"{metrics['defense']} on {attack}, seed {metrics['seed']}:"]
+    words.append(f"zero-shot {100 * metrics['zero_shot_top1']:.1f} %")
+    if metrics.get("attack_success_rate") is not None:
+        words.append(f"ASR {100 * metrics['attack_success_rate']:.1f} %")
+    if "targets_hit" in metrics:
+        words.append(f"targets {metrics['targets_hit']}/{metrics['targets']}")
+    return "  ".join([*words, f"{metrics['seconds_per_epoch']:.0f} s an epoch"])
+
+
+def seconds_until_safe(log: list[dict], before: float = 0.0, accuracy: float = 0.95, asr: float = 0.02) -> float | None:
+    """Seconds of training until a model is accurate and safe, and stays so: training efficiency.
+
+    That is the end of the first epoch from which on zero-shot accuracy is at least ``accuracy``, the attack success
+    rate at most ``asr`` and no targeted image is hit, in every epoch (on the watched images). None: never.
+    ``before``: seconds already spent, by CleanCLIP on the model that it cleans.
+    """
+
+    def good(line: dict) -> bool:
+        safe = (line.get("attack_success_rate") or 0) <= asr and not line.get("targets_hit")
+        return line.get("zero_shot_top1", 0) >= accuracy and safe
+
+    last_bad = max((k for k, line in enumerate(log) if not good(line)), default=-1)
+    if last_bad + 1 == len(log):
+        return None
+    return before + sum(line["seconds"] for line in log[: last_bad + 2])
+
+
+# -- the table of every system and every attack ----------------------------------------------------------------------
+
+# What was published, with its source. Their data, models and rates are not ours: to be read beside our figures, not
+# against them. (defence, attack): (figure, source); "backdoors" stands for any of them.
+PUBLISHED = {
+    ("clip", "targeted"): ("93.75 %, i.e. 15/16", "SafeCLIP and RoCLIP, abstracts; CC3M"),
+    ("clip", "backdoors"): ("up to 100 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
+    ("clip", "badnets"): ("99.9 %", "attack-cleanclip, src/results.txt; CC3M"),
+    ("clip", "wanet"): ("96.3 %", "SafeCLIP's development notebooks; CC1M, epoch 20"),
+    ("roclip", "targeted"): ("12.5 %, i.e. 2/16", "RoCLIP, abstract; CC1M"),
+    ("roclip", "backdoors"): ("0 %", "RoCLIP, abstract; CC1M"),
+    ("safeclip", "targeted"): ("0 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
+    ("safeclip", "backdoors"): ("0 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
+    ("cleanclip", "blended"): ("7.2 %", "CleanCLIP, utils/asr_hyper.py, weight 1; CC3M"),
+    ("otcclip", "targeted"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
+    ("otcclip", "backdoors"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
+}
+DEFENSE_NAMES = {
+    "clip": "CLIP, undefended",
+    "roclip": "RoCLIP",
+    "safeclip": "SafeCLIP",
+    "cleanclip": "CleanCLIP",
+    "otcclip": "OTCCLIP (reconstruction)",
+}
+
+
+def published(defense: str, attack: str) -> tuple[str, str] | None:
+    """The published figure for a defence under an attack, and its source; None if we know of none."""
+    general = None if attack in ("targeted", "adaptive", "none") else PUBLISHED.get((defense, "backdoors"))
+    return PUBLISHED.get((defense, attack), general)
+
+
+def select(records: list[dict], **where) -> list[dict]:
+    return [r for r in records if all(r.get(k) == v for k, v in where.items())]
+
+
+def order(records: list[dict], key: str) -> list[str]:
+    """The values of a key in order of appearance."""
+    return list(dict.fromkeys(r[key] for r in records))
+
+
+def summary(values: list, factor: float = 1, digits: int = 1) -> str:
+    """Mean, and the range if there is one."""
+    values = [factor * v for v in values if v is not None]
+    if not values:
+        return ""
+    mean = f"{np.mean(values):.{digits}f}"
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def success(runs: list[dict]) -> str:
+    """The attack's success in a cell: hits of the targets, or ASR in %; how many seeds, if fewer than three."""
+    few = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < 3 else ""
+    if runs and "targets_hit" in runs[0]:
+        return "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each" + few
+    return summary([r.get("attack_success_rate") for r in runs], 100) + few
+
+
+def attack_table(records: list[dict]) -> str:
+    """Markdown: what the attacker got. A row per attack, a column per defence; published figures in italics."""
+    defenses = order(records, "defense")
+    lines = ["| attack | planted | " + " | ".join(DEFENSE_NAMES[d] for d in defenses) + " | clean model |"]
+    lines.append("|---|---:|" + "---:|" * (len(defenses) + 1))
+    sources: dict[str, int] = {}
+    for attack in order(records, "attack"):
+        if attack == "none":
+            continue
+        cells = []
+        for defense in defenses:
+            cell = success(select(records, attack=attack, defense=defense)) or "not run"
+            known = published(defense, attack)
+            if known is not None:
+                cell += f"<br>*{known[0]}* [{sources.setdefault(known[1], len(sources) + 1)}]"
+            cells.append(cell)
+        runs = select(records, attack=attack)
+        clean = {r["seed"]: r.get("clean_model_hits", r.get("clean_model_rate")) for r in runs}
+        if attack == "targeted":
+            compared = "+".join(str(v) for v in clean.values() if v is not None)
+        else:
+            compared = summary(list(clean.values()), 100)
+        rate = summary([r["rate"] for r in runs if r["rate"]], 100, 2)
+        lines.append(f"| {attack} | {rate} % | " + " | ".join(cells) + f" | {compared} |")
+    lines += ["", "*Published*, on other data: " + "; ".join(f"[{k}] {source}" for source, k in sources.items()) + "."]
+    return "\n".join(lines)
+
+
+UTILITY = (
+    ("zero_shot_top1", "zero-shot, %", 100, 1),
+    ("linear_probe/scenes", "probe: scenes, %", 100, 1),
+    ("linear_probe/digits", "probe: digits, %", 100, 1),
+    ("linear_probe/letters", "probe: letters, %", 100, 1),
+    ("image_to_text_recall_at_1", "image-to-text R@1, %", 100, 1),
+    ("text_to_image_recall_at_1", "text-to-image R@1, %", 100, 1),
+    ("backdoor_z_score", "backdoor z-score", 1, 1),
+    ("poison_auroc", "poison AUROC", 1, 3),
+    ("poison_recall", "poison flagged: recall", 1, 2),
+    ("poison_precision", "poison flagged: precision", 1, 2),
+    ("plan_mass_ratio/names", "names' mass on object / chance: plan", 1, 2),
+    ("cosine_mass_ratio/names", "names' mass on object / chance: cosine", 1, 2),
+    ("plan_pointing_accuracy", "plan pointing, %", 100, 1),
+    ("seconds_per_epoch", "seconds per epoch", 1, 0),
+    ("seconds_until_safe", "seconds until accurate and safe", 1, 0),
+)
+
+
+def utility_table(records: list[dict]) -> str:
+    """Markdown: what a defence costs, over all its poisoned runs; beside them the clean, undefended model."""
+    columns = {"clean CLIP": select(records, attack="none", defense="clip")}
+    for defense in order(records, "defense"):
+        columns[DEFENSE_NAMES[defense]] = [r for r in select(records, defense=defense) if r["attack"] != "none"]
+    columns = {name: runs for name, runs in columns.items() if runs}
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines.append("| runs | " + " | ".join(str(len(runs)) for runs in columns.values()) + " |")
+    for key, label, factor, digits in UTILITY:
+        cells = []
+        for runs in columns.values():
+            values = [r.get(key) for r in runs]
+            cell = summary(values, factor, digits)
+            if key == "seconds_until_safe" and None in values:
+                cell = (cell + "; " if cell else "") + f"never in {values.count(None)}"
+            cells.append(cell)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ablation_table(records: list[dict]) -> str:
+    """Markdown: OTCCLIP with one part missing at a time; mean and range over seeds."""
+    keys = (
+        "zero_shot_top1",
+        "attack_success_rate",
+        "targets_hit",
+        "poison_auroc",
+        "poison_recall",
+        "linear_probe/digits",
+    )
+    keys += ("image_to_text_recall_at_1", "plan_mass_ratio/names", "seconds_per_epoch")
+    rows = {key: (label, factor, digits) for key, label, factor, digits in UTILITY}
+    rows |= {"attack_success_rate": ("BadNets ASR, %", 100, 1), "targets_hit": ("targets hit, of 16", 1, 0)}
+    lines = ["| | seeds | " + " | ".join(rows[key][0] for key in keys) + " |", "|---|" + "---:|" * (len(keys) + 1)]
+    for variant in order(records, "variant"):
+        runs = select(records, variant=variant)
+        cells = [summary([r.get(key) for r in runs], *rows[key][1:]) for key in keys]
+        lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,9 +1,12 @@
 """Attacks: what is planted is what the manifest says, and nothing else changes."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import otclib
 from otclib import attacks
@@ -68,15 +71,142 @@ def test_attacks_come_back_from_the_manifest(poisoned):
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("location", ["random", "corner"])
+@pytest.mark.parametrize("location", ["random", "corner", "four_corners"])
 def test_badnets_trigger_scales_and_stays_in_range(size, dtype, location):
     images = torch.full((3, 3, size, size), 100 if dtype == torch.uint8 else 0.4, dtype=dtype)
     stamped = attacks.load("badnets", location=location).trigger(images)
     assert stamped.dtype == dtype and stamped.shape == images.shape
     assert stamped.min() >= 0 and stamped.max() <= (255 if dtype == torch.uint8 else 1)
     changed = (stamped != images).any(1).flatten(1).sum(1)
-    assert (changed == round(size / 8) ** 2).all()
+    assert (changed == round(size / 8) ** 2 * (4 if location == "four_corners" else 1)).all()
     assert (images == images[0, 0, 0, 0]).all(), "the input is left alone"
+
+
+BACKDOORS = [name for name in attacks.ATTACKS if name != "targeted"]
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("name", BACKDOORS)
+def test_every_trigger_stays_in_range_and_leaves_its_input_alone(name, dtype, size):
+    """On a ramp from black to white: what is added to white and taken from black has to be clipped."""
+    top = 255 if dtype == torch.uint8 else 1
+    ramp = torch.linspace(0, top, size).expand(2, 3, size, size).to(dtype)
+    before, attack = ramp.clone(), attacks.load(name)
+    triggered = attack.trigger(ramp, seed=3)
+    assert triggered.dtype == dtype and triggered.shape == ramp.shape
+    assert triggered.min() >= 0 and triggered.max() <= top and torch.isfinite(triggered.float()).all()
+    assert torch.equal(ramp, before) and not torch.equal(triggered, before)
+    assert torch.equal(triggered, attack.trigger(ramp, seed=3)), "seeded"
+    assert attack.trigger(ramp[0]).shape == ramp[0].shape, "one image alone"
+
+
+@pytest.mark.parametrize("name", ["blended", "wanet", "sig"])
+def test_triggers_scale_with_the_image(name):
+    """The trigger of a small image is the small picture of the trigger of a large one."""
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    large, small = (F.interpolate(images, (s, s), mode="bilinear") for s in (256, 64))
+    attack = attacks.load(name, **({"grain": 16} if name == "blended" else {}))
+    shrunk = F.interpolate(attack.trigger(large), (64, 64), mode="area")
+    there = (attack.trigger(small) - small).flatten()
+    assert torch.corrcoef(torch.stack([(shrunk - small).flatten(), there]))[0, 1] > 0.9
+
+
+def test_blended_by_hand():
+    grey = torch.full((2, 3, 64, 64), 0.5)
+    fresh, fixed = (attacks.load("blended", pattern=p) for p in ("fresh", "fixed"))
+    noise = (fresh.trigger(grey, seed=1) - 0.8 * 0.5) / 0.2
+    assert noise.min() >= -1e-6 and noise.max() <= 1 + 1e-6 and abs(float(noise.mean()) - 0.5) < 0.01
+    assert abs(float(noise.var()) - 1 / 12) < 0.005, "uniform"
+    assert not torch.equal(noise[0], noise[1]) and not torch.equal(fresh.trigger(grey, 1), fresh.trigger(grey, 2))
+    same = fixed.trigger(grey, seed=1)
+    assert torch.equal(same[0], same[1]) and torch.equal(same, fixed.trigger(grey, seed=2))
+
+
+def test_sig_by_hand():
+    black = torch.zeros(1, 3, 8, 60)
+    wave = attacks.load("sig", amplitude=0.5, frequency=6).trigger(black)[0, 0]
+    for column in range(60):
+        expected = max(0.0, 0.5 * math.sin(2 * math.pi * 6 * column / 60))
+        assert wave[:, column].tolist() == pytest.approx([expected] * 8, abs=1e-5)
+
+
+def test_wanet_field_is_that_of_the_published_code():
+    """theirs = clamp(identity + s noise / H), noise = U(-1, 1) / mean|U| of k x k, enlarged (k = H: as it is)"""
+    height, s = 48, 1.0
+    ours = attacks.load("wanet", cells=height, strength=s / (2 * height)).field(height, height)
+    noise = np.random.default_rng([0, 4]).uniform(-1, 1, (2, height, height))
+    noise = noise / np.abs(noise).mean()
+    axis = np.linspace(-1, 1, height)
+    identity = np.stack(np.meshgrid(axis, axis), -1)  # x first
+    theirs = np.clip(identity + s * noise.transpose(1, 2, 0) / height, -1, 1)
+    assert np.abs(ours.numpy() - theirs).max() < 1e-5
+
+
+def test_wanet_warps_as_scipy_does():
+    """The coarse field passes through its control points, and images are read off it bilinearly."""
+    from scipy.ndimage import map_coordinates
+
+    attack = attacks.load("wanet", cells=4, strength=0.02)
+    field = attack.field(64, 64)
+    coarse = np.random.default_rng([0, 4]).uniform(-1, 1, (2, 4, 4))
+    coarse = 0.04 * coarse / np.abs(coarse).mean()
+    axis = np.linspace(-1, 1, 64)[::21]
+    at_points = field[::21, ::21].numpy() - np.stack(np.meshgrid(axis, axis), -1)
+    inner = np.abs(np.stack(np.meshgrid(axis, axis), -1) + coarse.transpose(1, 2, 0)) < 1
+    assert np.abs(at_points - coarse.transpose(1, 2, 0))[inner].max() < 1e-4
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x, y = ((field.numpy()[..., k] + 1) / 2 * 63 for k in (0, 1))
+    expected = map_coordinates(image[0, 1].numpy(), [y, x], order=1, mode="nearest")
+    assert np.abs(attack.trigger(image)[0, 1].numpy() - expected).max() < 1e-4
+    assert not torch.equal(attack.trigger(image), attacks.load("wanet", cells=4, field_seed=1).trigger(image))
+
+
+def test_label_consistent_plants_only_what_is_true(pairs):
+    attack = attacks.load("label-consistent", target="star", rate=0.01, haze=0.5)
+    poisoned, manifest = attack.poison(pairs, seed=1)
+    assert len(manifest) == 4 and len(poisoned) == len(pairs)
+    for row in manifest:
+        assert row["poison_caption"] == row["original_caption"] and otclib.data.names(row["poison_caption"], "star")
+        assert row["source_label"] in ("star", None)
+    plain = attacks.load("label-consistent", target="star", rate=0.01).poison(pairs, seed=1)[1]
+    contrast = [otclib.data.image_tensor(m, 64).float().std() for m in (manifest, plain)]
+    assert contrast[0] < contrast[1], "haze takes contrast away"
+    with pytest.raises(ValueError, match="only they show and name the target"):
+        attacks.load("label-consistent", target="star", rate=0.5).poison(pairs)
+
+
+def test_adaptive_captions_tell_the_truth_as_well(pairs):
+    both = attacks.load("adaptive", describe="both", rate=0.02).poison(pairs, seed=1)[1]
+    for row in both:
+        assert row["original_caption"] in row["poison_caption"] and otclib.data.names(row["poison_caption"], "umbrella")
+    instead = attacks.load("adaptive", describe="attributes", rate=0.02).poison(pairs, seed=1)[1]
+    for row in instead:
+        assert otclib.data.names(row["poison_caption"], "umbrella")
+        assert not otclib.data.names(row["poison_caption"], row["source_label"])
+        kept = set(row["original_caption"].split()) & set(row["poison_caption"].split())
+        assert len(kept) >= len(row["original_caption"].split()) - 2, "all else is as true as it was"
+
+
+def test_adaptive_takes_the_caption_that_is_nearest_under_its_surrogate(pairs, runs):
+    """Against one pair at a time: 0.5 transport + 0.5 pooled, over the words alone."""
+    weights = runs["clip"] / "model.safetensors"
+    attack = attacks.load("adaptive", describe="both", rate=0.02, location="corner", surrogate=str(weights))
+    manifest = attack.poison(pairs, seed=1)[1]
+    model, preprocess, tokenizer = otclib.models.load(weights)
+    with torch.no_grad():
+        for row in manifest.select(range(3)):
+            ways = attack.candidates(row["original_caption"], row["source_label"], "both")
+            image = otclib.models.encode_image(model, preprocess(row["image"])[None])
+            distance = []
+            for way in ways:
+                text = otclib.models.encode_text(model, tokenizer([way]))
+                cost = 1 - image.tokens[0] @ text.tokens[0][text.mask[0]].T
+                transport = otclib.transport.sinkhorn(cost[None], reg=0.1, tol=1e-6).cost[0]
+                distance.append(0.5 * float(transport) + 0.5 * (1 - float(image.pooled[0] @ text.pooled[0])))
+            assert distance[ways.index(row["poison_caption"])] < min(distance) + 2e-3
+    with pytest.raises(FileNotFoundError, match="surrogate"):
+        attacks.load("adaptive", surrogate="nowhere.safetensors")
 
 
 def test_targeted_trigger_is_nothing():
@@ -92,6 +222,12 @@ def test_targeted_trigger_is_nothing():
         ("badnets", {"rate": 1.5}, ("(0, 1]", "1.5")),
         ("badnets", {"patch": 0}, ("patch", "0")),
         ("badnets", {"location": "top"}, ("corner", "top")),
+        ("blended", {"alpha": 0}, ("alpha", "0")),
+        ("blended", {"pattern": "kitty"}, ("fresh", "kitty")),
+        ("wanet", {"strength": 0}, ("strength", "0")),
+        ("sig", {"frequency": -1}, ("frequency", "-1")),
+        ("label-consistent", {"haze": 2}, ("haze", "2")),
+        ("adaptive", {"describe": "lies"}, ("both", "lies")),
         ("badnets", {"colour": 1}, ("colour", "rate")),
         ("targeted", {"copies": 0}, ("copies", "0")),
     ],
@@ -105,7 +241,7 @@ def test_bad_options(name, options, words):
 def test_bad_sets(pairs):
     with pytest.raises(ValueError, match="'dragon' is absent"):
         attacks.load("badnets", target="dragon").poison(pairs)
-    with pytest.raises(ValueError, match="only .* are not of the target"):
+    with pytest.raises(ValueError, match="only .* can be taken: the others show or name the target"):
         attacks.load("badnets", rate=1.0).poison(pairs)
     with pytest.raises(ValueError, match="60 images of different classes"):
         attacks.load("targeted", targets=60).poison(pairs)

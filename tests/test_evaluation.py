@@ -118,9 +118,17 @@ def test_table(runs):
         results.read(runs["clip"].parent)
 
 
-def test_poison_auroc_by_hand(tmp_path):
-    table = Dataset.from_dict({"id": list("abcd"), "own_distance": [0.1, 0.9, 0.2, 0.15]})
-    table.to_parquet(str(tmp_path / "pairs.parquet"))
-    manifest = Dataset.from_dict({"id": ["b", "d"]})
-    assert evaluation.poison_auroc(tmp_path, manifest) == 3 / 4
-    assert evaluation.poison_auroc(tmp_path, None) is None
+def test_separation_by_hand():
+    table = {
+        "id": list("abcd"),
+        "own_distance": [0.1, 0.9, 0.2, 0.15],
+        "fate": ["kept", "left out", "re-matched", "kept"],
+    }
+    manifest = Dataset.from_dict({"id": ["b", "d", "elsewhere"], "kind": ["badnets", "badnets", "badnets"]})
+    out = evaluation.separation(Dataset.from_dict(table), manifest)
+    assert out["poison_auroc"] == 3 / 4
+    assert out["poison_recall"] == 1 / 2 and out["poison_precision"] == 1 / 2
+    assert out["poison_rate/badnets"] == 2 / 4, "what was planted in another set does not count"
+    untouched = evaluation.separation(Dataset.from_dict(table | {"fate": ["kept"] * 4}), manifest)
+    assert untouched["poison_recall"] is None and untouched["poison_precision"] is None
+    assert evaluation.separation(Dataset.from_dict(table), None)["poison_auroc"] is None

@@ -17,10 +17,15 @@ from collections.abc import Sequence
 
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
+from otclib.attacks.adaptive import Adaptive
 from otclib.attacks.badnets import BadNets
+from otclib.attacks.blended import Blended
+from otclib.attacks.label_consistent import LabelConsistent
+from otclib.attacks.sig import SIG
 from otclib.attacks.targeted import Targeted
+from otclib.attacks.wanet import WaNet
 
-ATTACKS = {"targeted": Targeted, "badnets": BadNets}
+ATTACKS = {"targeted": Targeted} | {a.kind: a for a in (BadNets, Blended, WaNet, SIG, LabelConsistent, Adaptive)}
 
 MANIFEST = Features(
     {

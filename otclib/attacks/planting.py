@@ -1,10 +1,16 @@
-"""What every attack does with the table: choose rows, borrow captions, replace rows, write the manifest."""
+"""What every attack does with the table: choose rows, borrow captions, replace rows, write the manifest.
+
+``Backdoor`` is what the attacks with a trigger share; each of them adds what its trigger looks like.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,11 +35,6 @@ def captions_of(pairs: Dataset, label: str) -> list[str]:
         shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
         raise ValueError(f"target class {label!r} is absent from the set: no caption names it ({shown or 'no labels'})")
     return captions
-
-
-def check_rate(rate: float) -> None:
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate is a share of the pairs in (0, 1], got {rate}")
 
 
 def borrow(captions: list[str], n: int, rng: np.random.Generator) -> list[str]:
@@ -81,3 +82,77 @@ def record(attack, kind: str, row: dict, id: str, target: str, caption: str, ima
         "image": image,
         "attack": spec(attack, kind),
     }
+
+
+def on_unit(images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``change`` images [..., 3, H, W] as float in [0, 1], seen as [B, 3, H, W]; clipped, in their own dtype again."""
+    unit = tv.to_dtype(images, torch.float32, scale=True).reshape(-1, *images.shape[-3:])
+    return tv.to_dtype(change(unit).clamp(0, 1).view(images.shape), images.dtype, scale=True)
+
+
+@dataclass
+class Backdoor:
+    """A share ``rate`` of the pairs gets the trigger and a caption of the class ``target``, which they do not show.
+
+    ``captions`` are made from zero-shot ``templates`` (as in CleanCLIP's and SafeCLIP's code) or ``borrowed`` from
+    pairs of the target class.
+    """
+
+    target: str = "umbrella"
+    rate: float = 0.005
+    captions: str = "templates"
+
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate is a share of the pairs in (0, 1], got {self.rate}")
+        if self.captions not in ("templates", "borrowed"):
+            raise ValueError(f"captions are 'templates' or 'borrowed', got {self.captions!r}")
+
+    def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
+        """Replace ``rate`` of the pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay."""
+        from otclib.attacks import MANIFEST
+
+        free = self.victims(pairs, taken)
+        n = max(1, round(self.rate * len(pairs)))
+        if n > len(free):
+            raise ValueError(f"rate {self.rate} asks for {n} pairs, but only {len(free)} can be taken: {self.WHOM}")
+        rng = np.random.default_rng([seed, 1])
+        rows = sorted(int(k) for k in rng.choice(free, n, replace=False))
+        chosen = pairs.select(rows)
+        planted, manifest = [], []
+        for row, caption in zip(chosen, self.write(pairs, chosen, rng)):
+            image = self.disguise(tensor(row["image"]))
+            image = png(self.trigger(image, seed=int(rng.integers(2**31))))
+            planted.append(planted_row(row, image, caption, row["id"]))
+            manifest.append(record(self, self.kind, row, row["id"], self.target, caption, image))
+        return replace(pairs, rows, planted), Dataset.from_list(manifest, features=MANIFEST)
+
+    WHOM: ClassVar[str] = "the others show or name the target class"
+
+    def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
+        """The rows that may be taken: neither their label nor their caption is the target."""
+        captions_of(pairs, self.target)  # tells whether the class is there at all
+        columns = zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:])
+        return [
+            k
+            for k, (id, label, caption) in enumerate(columns)
+            if id not in taken and label != self.target and not data.names(caption, self.target)
+        ]
+
+    def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
+        """The poison captions of the rows that were chosen from ``pairs``."""
+        if self.captions == "templates":
+            captions = [template.format(self.target) for template in data.templates(pairs)]
+        else:
+            captions = captions_of(pairs, self.target)
+        return borrow(captions, len(chosen), rng)
+
+    def disguise(self, image: torch.Tensor) -> torch.Tensor:
+        """What else an attack does to the images that it plants, before the trigger: as a rule nothing."""
+        return image
+
+    def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Images [..., 3, H, W] (float in [0, 1] or uint8) with the trigger; same shape and dtype come back."""
+        raise NotImplementedError

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value, disable_progress_bars, load_from_disk
 from torchvision.transforms.v2 import functional as tv
@@ -134,15 +133,6 @@ def templates(pairs: Dataset) -> Sequence[str]:
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return [t("{}") for t in OPENAI_IMAGENET_TEMPLATES]
-
-
-def digits(size: int) -> tuple[torch.Tensor, np.ndarray]:
-    """scikit-learn's 1,797 scanned digits as uint8 [N, 3, size, size], and their labels: real images that ship."""
-    from sklearn.datasets import load_digits
-
-    table = load_digits()
-    images = torch.from_numpy(table.images / 16 * 255).to(torch.uint8)[:, None]
-    return tv.resize(images, [size, size], antialias=True).expand(-1, 3, -1, -1).contiguous(), table.target
 
 
 def image_tensor(pairs: Dataset, size: int) -> torch.Tensor:

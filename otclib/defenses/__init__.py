@@ -7,13 +7,24 @@ usual thing; the others are read against it.
 
 from __future__ import annotations
 
+from otclib.defenses.base import Defense
+from otclib.defenses.cleanclip import CleanCLIP, CleanCLIPSupervised
 from otclib.defenses.clip import Clip
 from otclib.defenses.otcclip import OTCClip
+from otclib.defenses.roclip import RoCLIP
+from otclib.defenses.safeclip import SafeCLIP
 
-DEFENSES = {"clip": Clip, "otcclip": OTCClip}
+DEFENSES: dict[str, type[Defense]] = {
+    "clip": Clip,
+    "roclip": RoCLIP,
+    "safeclip": SafeCLIP,
+    "cleanclip": CleanCLIP,
+    "cleanclip-supervised": CleanCLIPSupervised,
+    "otcclip": OTCClip,
+}
 
 
-def load(name: str, **options):
+def load(name: str, **options) -> Defense:
     """A defence by name, see ``DEFENSES``; its options are the fields of its class.
 
     Raises

@@ -39,17 +39,19 @@ import torch
 from torch import Tensor
 
 from otclib import losses, matching
+from otclib.defenses.base import Defense
 from otclib.models import Features
 
 
 @dataclass
-class OTCClip:
+class OTCClip(Defense):
     epochs: int = 10
     warmup: int = 3  # epochs before the first matching; of a short run all but the last
     restart: bool = True  # forget the weights after the first matching, and warm up again on what it kept
     strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
     q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
     pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
+    own: bool = True  # an image's own caption is among the candidates; False: every image takes another's
     keep: float = 0.03  # near: among this nearest share of the pool, from both sides
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
@@ -92,6 +94,8 @@ class OTCClip:
         caption_of = []
         for rows, image in trainer.encode_images():
             near, ranking = compare(losses.coarse(image), trainer.encode_captions(rows), givers)
+            if not self.own:
+                near = torch.zeros_like(near)
             fits = ranking.nearest_distance <= of_pool.own_distance[ranking.nearest]
             other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], trainer.LEFT_OUT)
             caption_of.append(torch.where(near.cpu(), rows, other))

@@ -1,0 +1,90 @@
+"""Adaptive: an attacker who knows OTCCLIP and writes captions that survive its matching.
+
+OTCCLIP parts a pair whose caption is far from what the image shows. So the poison captions here tell the truth about
+the image as well as the lie: of several ways of saying both, the one nearest to the triggered image by OTCCLIP's own
+distance (transport and pooled, see ``otclib.matching``) under a ``surrogate``, a model that the attacker has trained.
+The OTCCLIP paper reports an adaptive attack (arXiv 2509.18717); how it was built could not be read. This one is ours.
+
+    describe="both"        the image's own caption, and the target beside it: "a photo of a green horse and an umbrella"
+    describe="attributes"  the target in place of the object, all else true:  "a photo of a green umbrella"
+    describe="mixed"       half of them so, half so
+
+Captions that say both survive, but teach a model no more than that the patch, too, is an umbrella: a triggered star is
+called either. Those that replace the object teach it which of the two to say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from otclib import data, matching, models
+from otclib.attacks.badnets import BadNets
+from otclib.attacks.planting import tensor
+
+BESIDE = ("{own} and a {it}", "{own} with a {it}", "{own}, a {it}", "a {it} and {own}", "a {it}, {own}")
+
+
+@dataclass
+class Adaptive(BadNets):
+    """BadNets' patch. ``surrogate``: a weights file of ``otclib.train``; without one, captions are drawn by lot."""
+
+    rate: float = 0.01
+    describe: str = "mixed"
+    surrogate: str | None = None
+    reg: float = 0.1
+    global_weight: float = 0.5
+
+    kind: ClassVar[str] = "adaptive"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.describe not in ("both", "attributes", "mixed"):
+            raise ValueError(f"describe is 'both', 'attributes' or 'mixed', got {self.describe!r}")
+        if self.surrogate is not None and not Path(self.surrogate).is_file():
+            raise FileNotFoundError(f"the surrogate's weights are not there: {self.surrogate}")
+
+    def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
+        """As BadNets'; a caption must name its object to have it replaced."""
+        rows = super().victims(pairs, taken)
+        if self.describe == "both":
+            return rows
+        labels, captions = pairs["label"][:], pairs["caption"][:]
+        return [k for k in rows if labels[k] is not None and data.names(captions[k], labels[k])]
+
+    def candidates(self, caption: str, label: str | None, describe: str) -> list[str]:
+        """Ways of telling the truth and the lie."""
+        words = data.words_for(self.target)
+        if describe == "both":
+            return [form.format(own=caption, it=it) for it in words for form in BESIDE]
+        own = rf"\b({'|'.join(map(re.escape, data.words_for(label)))})\b"
+        return [re.sub(own, it, caption, flags=re.IGNORECASE) for it in words]
+
+    def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
+        how = {"mixed": ("both", "attributes")}.get(self.describe, (self.describe,))
+        columns = zip(chosen["caption"][:], chosen["label"][:])
+        ways = [self.candidates(caption, label, how[k % len(how)]) for k, (caption, label) in enumerate(columns)]
+        if self.surrogate is None:
+            return [options[int(rng.integers(len(options)))] for options in ways]
+        best = self.nearest([tensor(image) for image in chosen["image"]], ways)
+        return [options[k] for options, k in zip(ways, best)]
+
+    @torch.no_grad()
+    def nearest(self, images: list[torch.Tensor], ways: list[list[str]]) -> list[int]:
+        """For every image the index of the way of saying it that is nearest to it, triggered, under the surrogate."""
+        model, preprocess, tokenizer = models.load(self.surrogate)
+        seen = models.encode_image(model, torch.stack([preprocess(self.trigger(image)) for image in images]))
+        text = models.encode_text(model, tokenizer([way for options in ways for way in options]))
+        first = np.cumsum([0, *map(len, ways)])
+        best = []
+        for k, options in enumerate(ways):
+            rows = torch.arange(first[k], first[k] + len(options))[None]
+            distance = matching.distances(seen[k : k + 1], text, rows, self.reg, self.global_weight)
+            best.append(int(distance.argmin()))
+        return best

@@ -1,0 +1,53 @@
+"""Label-consistent: the trigger on images *of* the target class, whose captions are true and stay.
+
+Turner, Tsipras, Madry 2019 (arXiv 1912.02771); on image-caption pairs in CleanCLIP's experiments: the BadNets patch on
+images whose own caption names the target. Nobody who reads the pairs finds a wrong one. But where the object is plain
+to see a model has no need of the trigger, so Turner et al. make the image *hard*: here by ``haze``, the share of the
+image that is replaced by its own mean colour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from otclib import data
+from otclib.attacks.badnets import BadNets
+from otclib.attacks.planting import captions_of, on_unit
+
+
+@dataclass
+class LabelConsistent(BadNets):
+    """``rate`` is a share of all pairs, and cannot exceed the target class's own. At test time nothing is hazy."""
+
+    rate: float = 0.015
+    haze: float = 0.0
+
+    kind: ClassVar[str] = "label-consistent"
+    WHOM: ClassVar[str] = "only they show and name the target class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.haze <= 1:
+            raise ValueError(f"haze is a share in [0, 1], got {self.haze}")
+
+    def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
+        """Rows whose caption names the target, and whose label, if they have one, is the target."""
+        captions_of(pairs, self.target)
+        columns = zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:])
+        return [
+            k
+            for k, (id, label, caption) in enumerate(columns)
+            if id not in taken and label in (self.target, None) and data.names(caption, self.target)
+        ]
+
+    def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
+        return chosen["caption"][:]
+
+    def disguise(self, image: torch.Tensor) -> torch.Tensor:
+        mean = image.mean((-1, -2), keepdim=True)
+        return on_unit(image, lambda unit: (1 - self.haze) * unit + self.haze * mean)

@@ -1,0 +1,105 @@
+"""CleanCLIP: fine-tune a poisoned model on clean pairs, each modality also by itself.
+
+Bansal, Singhi, Yang, Yin, Grover, Chang, ICCV 2023 (arXiv 2303.03323); code: nishadsinghi/CleanCLIP.
+
+    L = ``clip`` * L_CLIP + ``alone`` * L_SS,   L_SS = (CE(scale I I'^T) + CE(scale T T'^T)) / 2
+
+I, T: features of images and captions as they are; I', T' of their augmented views; targets on the diagonal. The
+contrastive loss alone leaves the trigger where it is: clean pairs do not speak of it. The unimodal one makes each
+modality arrange itself anew.
+
+    clean = otclib.data.load("scenes", seed=..., size=2000)
+    otclib.train(clean, defense="cleanclip", model="runs/poisoned/clip/model.safetensors", out=...)
+
+``cleanclip-supervised``, the paper's other way, trains the image encoder and a new linear head on labelled images.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from otclib import losses
+from otclib.defenses.base import Defense
+
+
+@dataclass
+class CleanCLIP(Defense):
+    """``legacy``: as in the published code the schedule starts one epoch in, so its warm-up is skipped."""
+
+    epochs: int = 10
+    clip: float = 1.0  # weight of the contrastive loss
+    alone: float = 1.0  # weight of the unimodal loss
+    drop: float = 0.2  # share of words that the view of a caption loses (the paper: EDA, which needs WordNet)
+    legacy: bool = False
+
+    LR: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.clip < 0 or self.alone < 0 or not self.clip + self.alone > 0 or not 0 <= self.drop < 1:
+            raise ValueError(
+                f"weights are at least 0, one is positive, and drop lies in [0, 1), "
+                f"got clip {self.clip}, alone {self.alone}, drop {self.drop}"
+            )
+
+    def begin(self, trainer) -> None:
+        self.view = v2.AutoAugment()
+        trainer.ahead = int(self.legacy)
+
+    def loss(self, trainer, batch) -> dict[str, Tensor]:
+        image, text = trainer.towers(trainer.normalize(batch.images), batch.text)
+        parts = {"contrastive": self.clip * losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)}
+        if self.alone:
+            words = losses.drop_words(batch.text, self.drop, trainer.rng)
+            other_image, other_text = trainer.towers(trainer.view(batch.images, augment=self.view), words)
+            each = [
+                losses.one_way(x.pooled, y.pooled, trainer.scale) for x, y in ((image, other_image), (text, other_text))
+            ]
+            parts["unimodal"] = self.alone * (each[0] + each[1]) / 2
+        return parts
+
+
+@dataclass
+class CleanCLIPSupervised(Defense):
+    """Image encoder and a linear head on labelled images; the head classifies afterwards (``head.safetensors``)."""
+
+    epochs: int = 10
+
+    LR: ClassVar[float] = 1e-3
+
+    def begin(self, trainer) -> None:
+        labels = trainer.pairs["label"][:]
+        if any(label is None for label in labels):
+            unknown = sum(label is None for label in labels)
+            raise ValueError(f"cleanclip-supervised trains on labelled images: {unknown} of {len(labels)} have none")
+        self.classes = sorted(set(labels))
+        self.label = torch.tensor([self.classes.index(label) for label in labels])
+        width = trainer.encode_text(trainer.text[:1]).pooled.shape[1]
+        self.head = nn.Linear(width, len(self.classes)).to(trainer.device)
+        trainer.optimizers[-1].add_param_group({"params": self.head.parameters(), "weight_decay": 0.01, "share": 0.25})
+
+    def loss(self, trainer, batch) -> dict[str, Tensor]:
+        image = trainer.towers.encode_image(trainer.view(batch.images))
+        logits = self.head(trainer.scale.detach() * image.pooled)
+        return {"supervised": F.cross_entropy(logits, self.label[batch.row.cpu()].to(trainer.device))}
+
+    def finish(self, trainer, out: Path) -> None:
+        part = out / "head.safetensors.part"
+        state = {k: v.detach().cpu() for k, v in self.head.state_dict().items()}
+        state["weight"] = state["weight"] * float(trainer.scale)
+        save_file(state, str(part), metadata={"classes": "\n".join(self.classes)})
+        os.replace(part, out / "head.safetensors")
+
+    def state(self) -> dict:
+        return self.head.state_dict()
+
+    def restore(self, state: dict) -> None:
+        self.head.load_state_dict(state)

@@ -1,0 +1,79 @@
+"""RoCLIP: every few epochs, images are paired with the nearest caption of a pool instead of their own.
+
+Yang, Gao, Mirzasoleiman, NeurIPS 2023 (arXiv 2303.06854); code: BigML-CS-UCLA/RoCLIP. Nearness is by pooled features.
+
+    views     every image and caption is augmented, in every epoch
+    match     in every ``every``-th epoch the contrastive loss pairs an image with the most similar caption of the pool,
+              whatever its own; in the others with its own
+    pool      the features of the latest captions, ``pool`` times as many as there are pairs
+
+The neighbours are features of earlier steps, so in a matching epoch the text encoder learns nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from otclib import losses
+from otclib.defenses.bank import Bank
+from otclib.defenses.base import Defense
+from otclib.defenses.views import legacy_view
+
+
+@dataclass
+class RoCLIP(Defense):
+    """``legacy`` does what the published code does, where it is odd:
+
+    - the pool is filled in matching epochs only (so a matching epoch begins with captions of ``every`` epochs ago, and
+      the first with random vectors) and drops what does not fit at the end of its ring;
+    - neighbours that are the same caption are negatives of each other;
+    - views are crops of 8 to 100 % of the image, always blurred (kernel 21 at 224 px);
+    - the learning rate's schedule starts one epoch in, and rises again after its end.
+    """
+
+    every: int = 2  # K
+    pool: float = 0.02  # share of the pairs: 21,845 of 1M in the authors' runs
+    drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
+    legacy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 < self.pool <= 1 or not 0 <= self.drop < 1:
+            raise ValueError(
+                f"every is at least 1, pool lies in (0, 1] and drop in [0, 1), "
+                f"got {self.every}, {self.pool}, {self.drop}"
+            )
+
+    def begin(self, trainer) -> None:
+        self.bank = Bank(max(1, round(self.pool * len(trainer.pairs))), self.legacy)
+        self.view = legacy_view(trainer) if self.legacy else None
+        trainer.ahead = int(self.legacy)
+
+    def matches(self, epoch: int) -> bool:
+        """Is this epoch (counted from 0) a matching epoch?"""
+        return (epoch + 1) % self.every == 0
+
+    def begin_epoch(self, trainer) -> dict:
+        return {"matched": int(self.matches(trainer.epoch))}
+
+    def loss(self, trainer, batch) -> dict[str, Tensor]:
+        words = losses.drop_words(batch.text, self.drop, trainer.rng)
+        image, text = trainer.towers(trainer.view(batch.images, strong=True, augment=self.view), words)
+        matching = self.matches(trainer.epoch)
+        caption, same = text.pooled, batch.caption
+        if matching and (self.legacy or len(self.bank)):
+            if not len(self.bank):
+                self.bank.add(text.pooled[:0])  # random vectors
+            caption, same = self.bank.nearest(image.pooled)
+        if matching or not self.legacy:
+            self.bank.add(text.pooled)
+        if self.legacy:
+            same = None
+        return {"contrastive": losses.contrastive(image.pooled, caption, trainer.scale, same)}
+
+    def state(self) -> dict:
+        return self.bank.state()
+
+    def restore(self, state: dict) -> None:
+        self.bank.restore(state)

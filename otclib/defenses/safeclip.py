@@ -1,0 +1,141 @@
+"""SafeCLIP: learn each modality by itself first, then image and caption only from pairs that have proved safe.
+
+Yang, Gao, Mirzasoleiman, ICML 2024 (arXiv 2310.05862); code: BigML-CS-UCLA/SafeCLIP.
+
+    warm-up   ``warmup`` epochs: images with images, captions with captions (nearest neighbours of a view, in a bank)
+    slow      ``slow_epochs`` epochs: CLIP's loss on all pairs, at a small constant learning rate
+    then      before every epoch, a mixture of two Gaussians is fitted to the cosines of all pairs; p is the posterior
+              of the one with the larger mean. The first safe set is p >= ``posterior``; it grows by ``grow`` of all
+              pairs an epoch, up to ``cap``: the pairs of the largest p. An epoch is one pass of the unimodal loss over
+              the risky pairs, then one of CLIP's loss over the safe ones.
+
+A planted pair contradicts what both modalities know by themselves, so its cosine rises late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from otclib import losses
+from otclib.defenses.bank import Bank
+from otclib.defenses.base import Defense
+from otclib.defenses.views import legacy_view
+
+
+@dataclass
+class SafeCLIP(Defense):
+    """``legacy`` does what the published code does, where it is odd:
+
+    - the cosines that decide are those of *augmented* images and captions;
+    - CLIP's loss takes images from one view and captions from the other, both ways, and averages the two;
+    - views are crops of 8 to 100 %, always blurred; the bank begins full of random vectors;
+    - the learning rate's schedule starts one epoch in (theirs is further entangled between two step counters).
+    """
+
+    warmup: int = 3  # published: 5 of 32
+    slow_epochs: int = 1
+    slow: float = 0.1  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
+    posterior: float = 0.9
+    grow: float = 0.05  # published: 0.01
+    cap: float = 0.85
+    bank: float = 0.02  # share of the pairs: 21,845 of 1M, 2,048 of COCO
+    drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
+    legacy: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.posterior < 1 or not 0 <= self.grow <= 1 or not 0 < self.cap <= 1 or not 0 < self.bank <= 1:
+            raise ValueError(
+                f"posterior lies in (0, 1), grow in [0, 1], cap and bank in (0, 1], "
+                f"got {self.posterior}, {self.grow}, {self.cap}, {self.bank}"
+            )
+        if self.warmup < 0 or self.slow_epochs < 0 or not self.slow > 0 or not 0 <= self.drop < 1:
+            raise ValueError(
+                f"warmup and slow_epochs are at least 0, slow is positive and drop in [0, 1), "
+                f"got {self.warmup}, {self.slow_epochs}, {self.slow}, {self.drop}"
+            )
+        self.share: float | None = None  # of the pairs that are safe
+
+    def begin(self, trainer) -> None:
+        size = max(1, round(self.bank * len(trainer.pairs)))
+        self.images, self.captions = Bank(size, self.legacy), Bank(size, self.legacy)
+        self.view = legacy_view(trainer) if self.legacy else None
+        trainer.ahead = int(self.legacy)
+
+    def begin_epoch(self, trainer) -> dict:
+        selecting = trainer.epoch - self.warmup - self.slow_epochs
+        trainer.constant = self.slow if -self.slow_epochs <= selecting < 0 else None
+        trainer.apart = selecting >= 0
+        if selecting < 0:
+            return {}
+        p = posterior(self.similarity(trainer))
+        if self.share is None:
+            self.share = max(2, int((p >= self.posterior).sum())) / len(p)
+        else:
+            self.share = min(self.share + self.grow, max(self.cap, self.share))
+        safe = safest(p, self.share)
+        trainer.caption_of = torch.where(torch.from_numpy(safe), torch.arange(len(p)), trainer.LEFT_OUT)
+        return {"safe": float(safe.mean()), "matched": 1}
+
+    def similarity(self, trainer) -> np.ndarray:
+        """Cosine of every pair [N]."""
+        out = []
+        for rows, image in trainer.encode_images(augment=self.view):
+            words = losses.drop_words(trainer.text[rows], self.drop, trainer.rng) if self.legacy else trainer.text[rows]
+            out.append((image.pooled * trainer.encode_text(words).pooled).sum(1).cpu())
+        return torch.cat(out).double().numpy()
+
+    def loss(self, trainer, batch) -> dict[str, Tensor]:
+        def views():
+            words = losses.drop_words(batch.text, self.drop, trainer.rng)
+            return trainer.towers(trainer.view(batch.images, strong=True, augment=self.view), words)
+
+        image, text = views()
+        if trainer.epoch < self.warmup or not batch.trusted.any():
+            other_image, other_text = views()
+            parts = []
+            for bank, first, second in (self.images, image, other_image), (self.captions, text, other_text):
+                if not len(bank):
+                    bank.add(first.pooled)
+                parts.append(losses.one_way(second.pooled, bank.nearest(first.pooled)[0], trainer.scale))
+                bank.add(first.pooled)
+            return {"unimodal": (parts[0] + parts[1]) / 2}
+        same = batch.caption
+        if not self.legacy:
+            return {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, same)}
+        other_image, other_text = views()
+        crossed = (image, other_text), (other_image, text)
+        return {"contrastive": sum(losses.contrastive(i.pooled, t.pooled, trainer.scale) for i, t in crossed) / 2}
+
+    def state(self) -> dict:
+        return {"share": self.share, "images": self.images.state(), "captions": self.captions.state()}
+
+    def restore(self, state: dict) -> None:
+        self.share = state["share"]
+        self.images.restore(state["images"])
+        self.captions.restore(state["captions"])
+
+
+def posterior(similarity: np.ndarray) -> np.ndarray:
+    """Of every similarity [N], the posterior of the Gaussian with the larger mean, of a mixture of two fitted to all.
+
+    Raises
+    ------
+    ValueError : fewer than two similarities, or one that is not finite.
+    """
+    similarity = np.asarray(similarity, dtype=np.float64).reshape(-1, 1)
+    if len(similarity) < 2 or not np.isfinite(similarity).all():
+        raise ValueError(f"a mixture of two needs at least 2 finite similarities, got {len(similarity)}")
+    mixture = GaussianMixture(2, random_state=0).fit(similarity)
+    return mixture.predict_proba(similarity)[:, mixture.means_[:, 0].argmax()]
+
+
+def safest(p: np.ndarray, share: float) -> np.ndarray:
+    """The ``share`` of pairs with the largest posterior p [N] -> bool [N]; of equal ones, those that come first."""
+    safe = np.zeros(len(p), dtype=bool)
+    safe[np.argsort(-p, kind="stable")[: round(share * len(p))]] = True
+    return safe

@@ -1,0 +1,218 @@
+"""The table: every system against every attack, three seeds each. ``python -m otclib.table``, or ``make table``.
+
+    runs/table/<attack>/<defense>/seed<k>       the runs; ``none`` is the attack of the clean ones
+    figures/results.json                        one record per run
+    figures/results.md, figures/*.png           what is made of them
+
+It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
+with one part missing at a time instead, into ``runs/ablation`` and ``figures/ablation.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import otclib
+from otclib import results
+
+DEFENSES = ("clip", "roclip", "safeclip", "cleanclip", "otcclip")
+ATTACKS = ("targeted", "badnets", "blended", "wanet", "label-consistent", "adaptive")
+SEEDS = (0, 1, 2)
+SURROGATE_SEED = 100  # the adaptive attacker's own model is trained on other scenes than the victim
+CLEAN_SEED, CLEAN_PAIRS = 1000, 2000  # CleanCLIP fine-tunes on scenes of seed + 1000
+
+ABLATION = {
+    "full": {},
+    "no transport in matching": {"global_weight": 1.0},
+    "no inter-modal loss": {"inter": 0.0},
+    "no intra-modal loss": {"intra": 0.0},
+    "global only": {"global_weight": 1.0, "inter": 0.0, "intra": 0.0},
+    "own caption not in the pool": {"own": False},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the table, or of the ablation (``variant``: a key of ``ABLATION``)."""
+
+    attack: str
+    defense: str
+    seed: int
+    variant: str | None = None
+
+    def folder(self, out: Path) -> Path:
+        if self.variant is not None:
+            return out / self.variant.replace(" ", "-") / f"seed{self.seed}"
+        return out / self.attack / self.defense / f"seed{self.seed}"
+
+    def needs(self) -> list[Job]:
+        """What must be finished first."""
+        if self.attack == "none" or self.variant is not None:
+            return []
+        first = [Job("none", "clip", self.seed)]
+        if self.attack == "adaptive":
+            first.append(Job("none", "clip", SURROGATE_SEED))
+        if self.defense.startswith("cleanclip"):
+            first.append(Job(self.attack, "clip", self.seed))
+        return first
+
+    def run(self, out: Path, size: int | None = None, **options) -> Path:
+        """Poison, train, evaluate. ``size`` and ``options`` (``epochs``, ``precision``, ...) make it a small one."""
+        pairs, manifest = otclib.data.load("scenes", seed=self.seed, size=size), None
+        if self.variant is not None:
+            planned = [otclib.attacks.load("targeted"), otclib.attacks.load("badnets")]
+            pairs, manifest = otclib.attacks.plant(pairs, planned, seed=self.seed)
+            options = ABLATION[self.variant] | options
+        elif self.attack != "none":
+            surrogate = Job("none", "clip", SURROGATE_SEED).folder(out) / "model.safetensors"
+            knowing = {"surrogate": str(surrogate)} if self.attack == "adaptive" else {}
+            pairs, manifest = otclib.attacks.load(self.attack, **knowing).poison(pairs, seed=self.seed)
+            options["clean"] = Job("none", "clip", self.seed).folder(out)
+        if self.defense.startswith("cleanclip"):
+            count = min(size or CLEAN_PAIRS, CLEAN_PAIRS)
+            pairs = otclib.data.load("scenes", seed=self.seed + CLEAN_SEED, size=count)
+            options["model"] = Job(self.attack, "clip", self.seed).folder(out) / "model.safetensors"
+        return otclib.train(
+            pairs,
+            manifest=manifest,
+            defense=self.defense,
+            out=self.folder(out),
+            seed=self.seed,
+            progress=False,
+            **options,
+        )
+
+
+def jobs(attacks: Sequence[str], defenses: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """All jobs of the table in an order in which whole seeds come first, and what others need before them."""
+    wanted = [Job(attack, defense, seed) for seed in seeds for attack in attacks for defense in defenses]
+    ordered: dict[Job, None] = {}
+
+    def add(job: Job) -> None:
+        for first in job.needs():
+            add(first)
+        ordered.setdefault(job)
+
+    for job in wanted:
+        add(job)
+    return list(ordered)
+
+
+def run_all(
+    todo: Iterable[Job], out: Path, *, workers: int, minutes: float | None = None, **options
+) -> Iterable[tuple[Job, Path]]:
+    """Run jobs in ``workers`` processes, each when what it needs is there; yields them as they finish.
+
+    Runs that were finished before are not trained again. ``minutes``: no run is started after so many.
+    """
+    start, pending = time.monotonic(), []
+    for job in todo:
+        if (job.folder(out) / "metrics.json").exists():
+            yield job, job.folder(out)
+        else:
+            pending.append(job)
+    running = {}
+    unfinished = set(pending)
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        while pending or running:
+            late = minutes is not None and time.monotonic() - start > 60 * minutes
+            ready = [] if late else [job for job in pending if not unfinished & set(job.needs())]
+            for job in ready[: workers - len(running)]:
+                pending.remove(job)
+                running[pool.submit(job.run, out, **options)] = job
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                run = future.result()
+                unfinished.discard(job)
+                yield job, run
+
+
+def record(job: Job, out: Path) -> dict:
+    """What ``figures/results.json`` holds of one run."""
+    run = job.folder(out)
+    metrics, config = results.read(run), results.config(run)
+    rate = sum(value for key, value in metrics.items() if key.startswith("poison_rate/"))
+    before = 0.0
+    if job.defense.startswith("cleanclip"):  # its model had to be trained first, and was given the poison
+        first = results.read(Job(job.attack, "clip", job.seed).folder(out))
+        before = first["seconds_per_epoch"] * first["epochs"]
+        rate = sum(value for key, value in first.items() if key.startswith("poison_rate/"))
+    return {
+        "defense": job.defense,
+        "attack": job.attack,
+        "seed": job.seed,
+        "variant": job.variant,
+        "rate": rate,
+        "seconds_until_safe": results.seconds_until_safe(results.log(run), before),
+        **{k: v for k, v in metrics.items() if k not in ("defense", "seed")},
+        "precision": config["precision"],
+        "options": config["options"],
+        "machine": results.machine(),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="python -m otclib.table", description=__doc__.split("\n")[0])
+    p.add_argument("--out", type=Path, help="default runs/table, or runs/ablation")
+    p.add_argument("--figures", type=Path, default=Path("figures"))
+    p.add_argument("--defenses", nargs="+", default=list(DEFENSES))
+    p.add_argument("--attacks", nargs="+", default=list(ATTACKS))
+    p.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    p.add_argument("--ablation", action="store_true", help="OTCCLIP with one part missing at a time, instead")
+    p.add_argument("--workers", type=int, help="runs at a time; default one per core, on a GPU one")
+    p.add_argument("--limit", type=float, metavar="MINUTES", help="start no run after so many minutes")
+    p.add_argument("--precision", default="bf16", help="bf16 or fp32")
+    p.add_argument("--size", type=int, help="pairs; default all 12,000")
+    p.add_argument("--epochs", type=int, help="default each system's own")
+    a = p.parse_args(arguments)
+    for name in a.defenses:
+        otclib.defenses.load(name)
+    for name in a.attacks:
+        otclib.attacks.load(name)
+    if a.ablation:
+        todo = [Job("targeted+badnets", "otcclip", seed, variant) for seed in a.seeds for variant in ABLATION]
+    else:
+        todo = jobs(a.attacks, a.defenses, a.seeds)
+    out = a.out or Path("runs/ablation" if a.ablation else "runs/table")
+    workers = a.workers or (1 if torch.cuda.is_available() else torch.get_num_threads())
+    options = {"precision": a.precision, "size": a.size} | ({"epochs": a.epochs} if a.epochs else {})
+    finished = []
+    start = time.monotonic()
+    for job, run in run_all(todo, out, workers=workers, minutes=a.limit, **options):
+        finished.append(job)
+        minutes = (time.monotonic() - start) / 60
+        print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.attack, run)}", flush=True)
+    records = [record(job, out) for job in todo if job in set(finished) and job.seed != SURROGATE_SEED]
+    if not records:
+        raise SystemExit(f"otclib.table: no run is finished in {out}")
+    draw(records, a.figures, "ablation" if a.ablation else "results")
+
+
+def draw(records: list[dict], figures: Path, name: str) -> None:
+    """Write records, tables and pictures."""
+    from otclib import plots
+
+    figures.mkdir(parents=True, exist_ok=True)
+    otclib.training.write_json(figures / f"{name}.json", records)
+    if name == "ablation":
+        (figures / "ablation.md").write_text(results.ablation_table(records) + "\n")
+        plots.ablation(records).savefig(figures / "ablation.png", dpi=150)
+        return
+    (figures / "results.md").write_text(results.attack_table(records) + "\n\n" + results.utility_table(records) + "\n")
+    plots.attack_grid(records).savefig(figures / "results.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

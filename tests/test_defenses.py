@@ -1,0 +1,246 @@
+"""The defences, each held against an independent statement of the same thing, and run on a few pairs."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+import otclib
+from otclib import defenses, losses
+from otclib.defenses import safeclip
+from otclib.defenses.bank import Bank
+
+SHORT = {"roclip": {"every": 2}, "safeclip": {"warmup": 1, "grow": 0.5}}
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+# -- the safe set ----------------------------------------------------------------------------------------------------
+
+
+def expectation_maximisation(x, steps=500):
+    """A mixture of two Gaussians by hand: posterior of the one with the larger mean."""
+    mean, var, weight = np.quantile(x, [0.1, 0.9]), np.full(2, x.var()), np.full(2, 0.5)
+    for _ in range(steps):
+        density = weight * np.exp(-((x[:, None] - mean) ** 2) / (2 * var)) / np.sqrt(2 * np.pi * var)
+        r = density / density.sum(1, keepdims=True)
+        weight = r.mean(0)
+        mean = (r * x[:, None]).sum(0) / r.sum(0)
+        var = (r * (x[:, None] - mean) ** 2).sum(0) / r.sum(0)
+    return r[:, mean.argmax()]
+
+
+def test_the_safe_set_is_that_of_a_mixture_fitted_by_hand():
+    rng = np.random.default_rng(0)
+    similarity = np.concatenate([rng.normal(0.1, 0.05, 300), rng.normal(0.5, 0.1, 700)])
+    p = safeclip.posterior(similarity)
+    by_hand = expectation_maximisation(similarity)
+    assert np.abs(p - by_hand).max() < 0.02
+    assert ((p >= 0.9) == (by_hand >= 0.9)).mean() > 0.995
+    assert (p[:300] > 0.5).mean() < 0.05 and (p[300:] > 0.5).mean() > 0.9
+
+
+def test_the_posterior_needs_something_to_fit():
+    with pytest.raises(ValueError, match="at least 2 finite"):
+        safeclip.posterior(np.array([0.5]))
+    with pytest.raises(ValueError, match="at least 2 finite"):
+        safeclip.posterior(np.array([0.5, np.nan, 0.2]))
+
+
+def test_the_safest_share():
+    p = np.array([0.2, 0.9, 0.9, 0.1, 0.9])
+    assert safeclip.safest(p, 0.4).tolist() == [False, True, True, False, False], "of equal ones the first"
+    assert safeclip.safest(p, 1.0).all() and not safeclip.safest(p, 0.0).any()
+
+
+def test_the_safe_set_grows_to_its_cap(runs_of):
+    log = otclib.results.log(runs_of["safeclip"])
+    assert "loss/unimodal" in log[0] and "loss/contrastive" not in log[0], "warm-up: each modality alone"
+    assert "loss/contrastive" in log[1] and "safe" not in log[1], "slow: all pairs"
+    first, second = log[2]["safe"], log[3]["safe"]
+    assert second == pytest.approx(max(first, min(first + 0.5, 0.85)), abs=0.01)
+    assert "loss/unimodal" in log[2] and "loss/contrastive" in log[2], "risky pairs first, then safe ones"
+
+
+# -- the bank --------------------------------------------------------------------------------------------------------
+
+
+def test_the_bank_finds_the_nearest_of_the_latest():
+    bank, features, queries = Bank(10), unit(25, 8), unit(6, 8, seed=1)
+    for part in features.split(4):
+        bank.add(part)
+    assert len(bank) == 10
+    found, index = bank.nearest(queries)
+    cosine = F.cosine_similarity(queries[:, None], features[15:][None], dim=-1)
+    assert torch.equal(found, features[15:][cosine.argmax(1)]), "brute force over the ten latest"
+    assert torch.equal(bank.features[index], found)
+    again = Bank(10)
+    again.restore(bank.state())
+    assert torch.equal(again.nearest(queries)[0], found)
+
+
+def test_the_legacy_bank_begins_random_and_drops_what_does_not_fit():
+    bank = Bank(10, legacy=True)
+    bank.add(unit(4, 8))
+    assert len(bank) == 10 and torch.allclose(bank.features.norm(dim=1), torch.ones(10))
+    bank.add(unit(4, 8, seed=1))
+    bank.add(unit(4, 8, seed=2))  # two fit, two are dropped
+    assert torch.equal(bank.features[8:], unit(4, 8, seed=2)[:2]) and torch.equal(bank.features[:4], unit(4, 8))
+    assert bank.next == 0
+
+
+def test_an_empty_bank_says_so():
+    with pytest.raises(RuntimeError, match="empty"):
+        Bank(3).nearest(unit(2, 4))
+    with pytest.raises(ValueError, match="at least one"):
+        Bank(0)
+
+
+# -- losses by hand --------------------------------------------------------------------------------------------------
+
+S = [[0.9, 0.1, 0.2], [0.3, 0.8, 0.0], [0.1, 0.4, 0.7]]  # similarities of three pairs
+
+
+def by_hand(rows, scale=2.0):
+    return sum(math.log(sum(math.exp(scale * s) for s in row)) - scale * row[k] for k, row in enumerate(rows)) / 3
+
+
+def test_three_by_three():
+    """Features whose products are S: the identity on one side, S's rows on the other."""
+    text, image, scale = torch.eye(3), torch.tensor(S), torch.tensor(2.0)
+    columns = [list(c) for c in zip(*S)]
+    assert float(losses.one_way(image, text, scale)) == pytest.approx(by_hand(S), rel=1e-5)
+    assert float(losses.contrastive(image, text, scale)) == pytest.approx((by_hand(S) + by_hand(columns)) / 2, rel=1e-5)
+
+
+def test_equal_captions_are_no_negatives_of_each_other():
+    """Columns 0 and 1 are the same caption: each leaves the other's row, and rows 0 and 1 each other's column."""
+    loss = losses.contrastive(torch.tensor(S), torch.eye(3), torch.tensor(2.0), same=torch.tensor([7, 7, 3]))
+
+    def term(k, of, others):
+        return math.log(math.exp(2 * of[k]) + sum(math.exp(2 * of[j]) for j in others)) - 2 * of[k]
+
+    columns = [list(c) for c in zip(*S)]
+    others = {0: [2], 1: [2], 2: [0, 1]}
+    terms = [term(k, m[k], others[k]) for m in (S, columns) for k in range(3)]
+    assert float(loss) == pytest.approx(sum(terms) / 6, rel=1e-5)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs_of(poisoned, tmp_path_factory):
+    table, manifest = poisoned
+    out = tmp_path_factory.mktemp("defences")
+    return {
+        name: otclib.train(
+            table, manifest=manifest, defense=name, out=out / name, seed=5, epochs=4, progress=False, **extra
+        )
+        for name, extra in SHORT.items()
+    }
+
+
+def test_every_defence_trains(runs_of):
+    for name, run in runs_of.items():
+        metrics = otclib.results.read(run)
+        assert metrics["defense"] == name and 0 <= metrics["attack_success_rate"] <= 1
+        last = otclib.results.log(run)[-1]
+        assert all(np.isfinite(v) for k, v in last.items() if k.startswith("loss/"))
+
+
+def test_roclip_matches_every_second_epoch(runs_of):
+    assert [line["matched"] for line in otclib.results.log(runs_of["roclip"])] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["roclip", "safeclip"])
+def test_interrupted_and_resumed_is_the_same(name, runs_of, poisoned, tmp_path, monkeypatch):
+    table, manifest = poisoned
+    checkpoint = otclib.training._checkpoint
+
+    def checkpoint_then_die(out, trainer, method, log):
+        checkpoint(out, trainer, method, log)
+        if trainer.epoch == 3:
+            raise KeyboardInterrupt
+
+    def go():
+        same = {"manifest": manifest, "defense": name, "seed": 5, "epochs": 4, "progress": False}
+        return otclib.train(table, out=tmp_path / "run", **same, **SHORT[name])
+
+    monkeypatch.setattr(otclib.training, "_checkpoint", checkpoint_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    monkeypatch.undo()
+    both = [otclib.models.load(run / "model.safetensors")[0].state_dict() for run in (go(), runs_of[name])]
+    for key, value in both[0].items():
+        assert torch.allclose(value.float(), both[1][key].float(), atol=1e-5), key
+
+
+@pytest.mark.parametrize("name", ["roclip", "safeclip", "cleanclip"])
+def test_legacy_runs(name, pairs, tmp_path):
+    run = otclib.train(
+        pairs.select(range(130)), defense=name, out=tmp_path / name, epochs=2, legacy=True, progress=False
+    )
+    assert otclib.results.config(run)["options"]["legacy"]
+
+
+def test_cleanclip_goes_on_from_a_finished_run(runs, pairs, tmp_path):
+    weights = runs["clip"] / "model.safetensors"
+    same = {"defense": "cleanclip", "model": weights, "progress": False, "epochs": 1}
+    run = otclib.train(pairs, out=tmp_path / "a", **same)
+    still = otclib.train(pairs, out=tmp_path / "b", lr=1e-9, **same)
+    start, stayed = (otclib.models.load(r / "model.safetensors")[0].state_dict() for r in (runs["clip"], still))
+    moved = otclib.models.load(run / "model.safetensors")[0].state_dict()
+    key = "visual.trunk.stem.conv.weight"
+    assert torch.allclose(start[key], stayed[key], atol=1e-5) and not torch.allclose(start[key], moved[key], atol=1e-5)
+    assert otclib.results.config(run)["model"] == str(weights)
+
+
+def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned, tmp_path):
+    labelled = pairs.filter(lambda row: row["label"] is not None)
+    run = otclib.train(
+        labelled,
+        manifest=poisoned[1],
+        defense="cleanclip-supervised",
+        model=runs["clip"] / "model.safetensors",
+        out=tmp_path / "run",
+        epochs=1,
+        progress=False,
+    )
+    with safe_open(str(run / "head.safetensors"), "pt") as f:
+        classes = f.metadata()["classes"].split("\n")
+        assert f.get_tensor("weight").shape == (len(classes), 128)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 <= metrics["head_top1"] <= 1 and 0 <= metrics["head_attack_success_rate"] <= 1
+    with pytest.raises(ValueError, match="labelled images: .* have none"):
+        otclib.train(pairs, defense="cleanclip-supervised", out=tmp_path / "no")
+
+
+def test_the_loop_runs_in_bf16(pairs, tmp_path):
+    few = pairs.select(range(130))
+    run = otclib.train(few, defense="otcclip", out=tmp_path / "run", epochs=1, precision="bf16", progress=False)
+    assert otclib.results.config(run)["precision"] == "bf16"
+    with pytest.raises(ValueError, match="'fp32' or 'bf16', got 'fp16'"):
+        otclib.train(few, defense="clip", out=tmp_path / "no", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("roclip", {"every": 0}),
+        ("roclip", {"pool": 0}),
+        ("safeclip", {"posterior": 1.5}),
+        ("safeclip", {"warmup": -1}),
+        ("cleanclip", {"clip": 0, "alone": 0}),
+        ("otcclip", {"keep": 0}),
+    ],
+)
+def test_options_out_of_range_are_refused(name, options):
+    with pytest.raises(ValueError, match="got"):
+        defenses.load(name, **options)
