@@ -78,6 +78,22 @@ def trigger(before: np.ndarray, after: np.ndarray) -> Figure:
     return fig
 
 
+def triggers(plain: np.ndarray, triggered: Mapping[str, np.ndarray]) -> Figure:
+    """Every attack's trigger on the same images [N, H, W, 3]; at the bottom what it changed in the last, 3 times."""
+    rows = len(plain) + 1
+    columns = {"as it is": plain, **triggered}
+    fig, axes = plt.subplots(rows, len(columns), figsize=(1.3 * len(columns), 1.3 * rows + 0.3), squeeze=False)
+    for column, (name, images) in zip(axes.T, columns.items()):
+        for ax, image in zip(column, images):
+            _show(ax, image)
+        column[0].set_title(name, fontsize=9)
+        change = 128 + 3 * (images[-1].astype(int) - plain[-1])
+        _show(column[-1], np.clip(change, 0, 255).astype(np.uint8))
+    axes[-1, 0].set_ylabel("change, times 3", fontsize=8)
+    fig.tight_layout(pad=0.5)
+    return fig
+
+
 def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
     """Per epoch: zero-shot accuracy, backdoor success and targets hit, one line per run."""
     panels = (

@@ -255,7 +255,7 @@ def ablation_table(records: list[dict]) -> str:
     )
     keys += ("image_to_text_recall_at_1", "plan_mass_ratio/names", "seconds_per_epoch")
     rows = {key: (label, factor, digits) for key, label, factor, digits in UTILITY}
-    rows |= {"attack_success_rate": ("BadNets ASR, %", 100, 1), "targets_hit": ("targets hit, of 16", 1, 0)}
+    rows |= {"attack_success_rate": ("BadNets ASR, %", 100, 1), "targets_hit": ("targets hit, of 16", 1, 1)}
     lines = ["| | seeds | " + " | ".join(rows[key][0] for key in keys) + " |", "|---|" + "---:|" * (len(keys) + 1)]
     for variant in order(records, "variant"):
         runs = select(records, variant=variant)
