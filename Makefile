@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint figures bench clean
+.PHONY: setup demo test lint figures table ablation bench clean
 
 setup: .venv/.ready
 
@@ -24,6 +24,12 @@ lint: setup
 
 figures: setup  # the numbers of the README: three seeds of both systems, about 35 minutes on two cores
 	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
+
+table: setup  # every system against every attack, three seeds: 4 hours on two cores; it resumes, and LIMIT=60 stops it
+	$(BIN)/python -m otclib.table $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
+
+ablation: setup  # OTCCLIP with one part missing at a time, three seeds: 90 minutes on two cores
+	$(BIN)/python -m otclib.table --ablation $(if $(LIMIT),--limit $(LIMIT))
 
 bench: setup  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

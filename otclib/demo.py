@@ -2,6 +2,7 @@
 
 python -m otclib.demo --out runs/demo            # the whole story
 python -m otclib.demo --out runs/try --fast      # the same in a minute or two, on too little data to learn from
+python -m otclib.demo --only 05_all_systems      # one notebook, into notebooks/, with its own parameters
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import os
 import shutil
 import sys
 import time
@@ -76,7 +78,12 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument(
         "--publish", action="store_true", help="copy the executed notebooks and their figures to the repository"
     )
+    p.add_argument("--only", metavar="NOTEBOOK", help="execute this one where it lies, and nothing else")
     a = p.parse_args(arguments)
+    if a.only:
+        os.chdir(NOTEBOOKS)  # where its default paths lead from
+        execute(a.only, NOTEBOOKS / f"{a.only}.ipynb", {"INTERACTIVE": False})
+        return
     start = time.perf_counter()
     for k, name in enumerate(STORY, 1):
         print(f"\n[{k}/{len(STORY)}] {name}   ({time.perf_counter() - start:.0f} s so far)", flush=True)

@@ -182,8 +182,8 @@ def evaluate(
     ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``); ``image_to_text_recall_at_1``, ``_5``,
     ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the
     training set), ``poison_recall`` and ``poison_precision`` (planted pairs among those that the defence did not leave
-    with their captions); ``plan_pointing_accuracy`` and the mass keys of ``grounding``; ``seconds_per_epoch``;
-    ``head_top1`` and ``head_attack_success_rate``, by the linear head of cleanclip-supervised.
+    with their captions); ``plan_pointing_accuracy`` and the mass keys of ``grounding``; ``seconds_per_epoch`` and, on a
+    CPU, ``core_seconds_per_epoch``; ``head_top1`` and ``head_attack_success_rate``, by cleanclip-supervised's head.
     """
     run = Path(run)
     if not (run / "model.safetensors").exists():
@@ -198,7 +198,9 @@ def evaluate(
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
     metrics = {"defense": config["defense"], "seed": config["seed"], "epochs": len(log), "pairs": config["pairs"]}
-    metrics["seconds_per_epoch"] = sum(line["seconds"] for line in log) / len(log)
+    for key in ("seconds", "core_seconds"):
+        if key in log[0]:
+            metrics[f"{key}_per_epoch"] = sum(line[key] for line in log) / len(log)
     fates = Dataset.from_parquet(str(run / "pairs.parquet")) if (run / "pairs.parquet").exists() else None
     metrics |= separation(fates, manifest)
     if test is not None:

@@ -104,7 +104,8 @@ def seconds_until_safe(log: list[dict], before: float = 0.0, accuracy: float = 0
 
     That is the end of the first epoch from which on zero-shot accuracy is at least ``accuracy``, the attack success
     rate at most ``asr`` and no targeted image is hit, in every epoch (on the watched images). None: never.
-    ``before``: seconds already spent, by CleanCLIP on the model that it cleans.
+    ``before``: seconds already spent, by CleanCLIP on the model that it cleans. On a CPU these are seconds of a core,
+    which do not depend on what else the machine is doing.
     """
 
     def good(line: dict) -> bool:
@@ -114,7 +115,7 @@ def seconds_until_safe(log: list[dict], before: float = 0.0, accuracy: float = 0
     last_bad = max((k for k, line in enumerate(log) if not good(line)), default=-1)
     if last_bad + 1 == len(log):
         return None
-    return before + sum(line["seconds"] for line in log[: last_bad + 2])
+    return before + sum(line.get("core_seconds", line["seconds"]) for line in log[: last_bad + 2])
 
 
 # -- the table of every system and every attack ----------------------------------------------------------------------
@@ -219,6 +220,7 @@ UTILITY = (
     ("cosine_mass_ratio/names", "names' mass on object / chance: cosine", 1, 2),
     ("plan_pointing_accuracy", "plan pointing, %", 100, 1),
     ("seconds_per_epoch", "seconds per epoch", 1, 0),
+    ("core_seconds_per_epoch", "core-seconds per epoch", 1, 0),
     ("seconds_until_safe", "seconds until accurate and safe", 1, 0),
 )
 
@@ -243,6 +245,65 @@ def utility_table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def claims(records: list[dict]) -> str:
+    """Markdown: what the papers claim, and whether it holds on our data. A claim holds if it does in *every* run."""
+    lines = ["| claim | here | holds |", "|---|---|---|"]
+    backdoors = [a for a in order(records, "attack") if a not in ("targeted", "none")]
+
+    def values(key: str, **where) -> list[float]:
+        return [r[key] for r in select(records, **where) if r.get(key) is not None]
+
+    def mean(key: str, **where) -> float:
+        found = values(key, **where)
+        return float(np.mean(found)) if found else float("nan")
+
+    def state(claim: str, evidence: str, holds: bool | None) -> None:
+        verdict = "not run" if holds is None else "yes" if holds else "**no**"
+        lines.append(f"| {claim} | {evidence} | {verdict} |")
+
+    for attack in backdoors:
+        asr = values("attack_success_rate", attack=attack, defense="clip")
+        state(f"undefended, {attack}: ASR at least 90 %", summary(asr, 100) + " %", min(asr) >= 0.9 if asr else None)
+    hits = values("targets_hit", attack="targeted", defense="clip")
+    state("undefended: targeted images hit (15 of 16 published)", summary(hits), min(hits) >= 15 if hits else None)
+    for defense in ("safeclip", "otcclip"):
+        hits = values("targets_hit", attack="targeted", defense=defense)
+        state(f"{DEFENSE_NAMES[defense]}: no targeted image hit", summary(hits), max(hits) == 0 if hits else None)
+        for attack in [a for a in backdoors if a != "adaptive" or defense == "otcclip"]:
+            asr = values("attack_success_rate", attack=attack, defense=defense)
+            most = 0.005 if attack == "adaptive" else 0.02
+            claim = f"{DEFENSE_NAMES[defense]}, {attack}: ASR " + ("0 %" if attack == "adaptive" else "at most 2 %")
+            state(claim, summary(asr, 100) + " %", max(asr) <= most if asr else None)
+    clean = {"attack": "none", "defense": "clip"}
+    for key, label in (("zero_shot_top1", "zero-shot"), ("linear_probe/digits", "probe on digits")):
+        ours, theirs, best = mean(key, defense="otcclip"), mean(key, defense="roclip"), mean(key, **clean)
+        evidence = f"{100 * ours:.1f} %; RoCLIP {100 * theirs:.1f} %; clean CLIP {100 * best:.1f} %"
+        state(f"OTCCLIP's {label} above RoCLIP's", evidence, None if np.isnan(ours + theirs) else ours > theirs)
+        near = None if np.isnan(ours + best) else ours >= best - 0.02
+        state(f"OTCCLIP's {label} within 2 points of clean CLIP's", evidence, near)
+    times = {d: select(records, defense=d) for d in ("otcclip", "safeclip", "roclip")}
+    spent = {d: [r.get("seconds_until_safe") for r in runs] for d, runs in times.items()}
+    evidence = "; ".join(
+        f"{DEFENSE_NAMES[d]} {summary(v, 1, 0) or 'never'} s, in {len(v) - v.count(None)} of {len(v)}"
+        for d, v in spent.items()
+    )
+    first = {d: np.mean([np.inf if x is None else x for x in v]) for d, v in spent.items() if v}
+    holds = min(first, key=first.get) == "otcclip" and np.isfinite(first["otcclip"]) if len(first) == 3 else None
+    state("OTCCLIP first at 95 % zero-shot and at most 2 % ASR, in every run", evidence, holds)
+    pairs = [
+        (r, select(records, attack=r["attack"], defense="clip", seed=r["seed"])[0])
+        for r in select(records, defense="cleanclip")
+        if r["attack"] in backdoors
+    ]
+    if pairs:
+        asr = summary([r["attack_success_rate"] for r, _ in pairs], 100)
+        lost = [before["zero_shot_top1"] - r["zero_shot_top1"] for r, before in pairs]
+        cut = all(r["attack_success_rate"] < before["attack_success_rate"] / 2 for r, before in pairs)
+        state("CleanCLIP at least halves every backdoor", f"ASR {asr} % afterwards", cut)
+        state("... at under 1 point of zero-shot accuracy", f"costs {summary(lost, 100)} points", max(lost) < 0.01)
+    return "\n".join(lines)
+
+
 def ablation_table(records: list[dict]) -> str:
     """Markdown: OTCCLIP with one part missing at a time; mean and range over seeds."""
     keys = (
@@ -253,7 +314,7 @@ def ablation_table(records: list[dict]) -> str:
         "poison_recall",
         "linear_probe/digits",
     )
-    keys += ("image_to_text_recall_at_1", "plan_mass_ratio/names", "seconds_per_epoch")
+    keys += ("image_to_text_recall_at_1", "plan_mass_ratio/names", "core_seconds_per_epoch")
     rows = {key: (label, factor, digits) for key, label, factor, digits in UTILITY}
     rows |= {"attack_success_rate": ("BadNets ASR, %", 100, 1), "targets_hit": ("targets hit, of 16", 1, 1)}
     lines = ["| | seeds | " + " | ".join(rows[key][0] for key in keys) + " |", "|---|" + "---:|" * (len(keys) + 1)]

@@ -147,7 +147,7 @@ def record(job: Job, out: Path) -> dict:
     before = 0.0
     if job.defense.startswith("cleanclip"):  # its model had to be trained first, and was given the poison
         first = results.read(Job(job.attack, "clip", job.seed).folder(out))
-        before = first["seconds_per_epoch"] * first["epochs"]
+        before = first.get("core_seconds_per_epoch", first["seconds_per_epoch"]) * first["epochs"]
         rate = sum(value for key, value in first.items() if key.startswith("poison_rate/"))
     return {
         "defense": job.defense,

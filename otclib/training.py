@@ -314,7 +314,7 @@ def train(
     log = _resume(out, trainer, method)
     visible = progress and sys.stderr.isatty()
     while trainer.epoch < method.epochs:
-        start = time.perf_counter()
+        start, core = time.perf_counter(), time.process_time()
         line = {"epoch": trainer.epoch + 1, **method.begin_epoch(trainer)}
         line["seconds_matching"] = time.perf_counter() - start
         trainer.model.train()
@@ -341,6 +341,8 @@ def train(
             count += 1
         line |= {f"loss/{name}": sum(values) / len(values) for name, values in parts_of.items()}
         line["seconds"] = time.perf_counter() - start
+        if accelerator.device.type == "cpu":
+            line["core_seconds"] = time.process_time() - core  # the same whatever else the machine is doing
         line |= planted.look(trainer.caption_of) | watcher.look()
         if progress:
             print(_spoken(defense, line, method.epochs), flush=True)

@@ -206,7 +206,7 @@ def test_adaptive_takes_the_caption_that_is_nearest_under_its_surrogate(pairs, r
                 distance.append(0.5 * float(transport) + 0.5 * (1 - float(image.pooled[0] @ text.pooled[0])))
             assert distance[ways.index(row["poison_caption"])] < min(distance) + 2e-3
     with pytest.raises(FileNotFoundError, match="surrogate"):
-        attacks.load("adaptive", surrogate="nowhere.safetensors")
+        attacks.load("adaptive", surrogate="nowhere.safetensors").poison(pairs)
 
 
 def test_targeted_trigger_is_nothing():

@@ -94,3 +94,32 @@ def test_published_figures_are_marked_and_have_a_source():
     ablated = results.ablation_table(records)
     assert "| full | 2 |" in ablated and "15.5 (15.0 to 16.0)" in ablated
     assert plots.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
+
+
+def test_claims_hold_only_if_they_do_in_every_run():
+    def run(defense, attack, seed, accuracy, asr, seconds):
+        record = {"defense": defense, "attack": attack, "seed": seed, "zero_shot_top1": accuracy}
+        return record | {"attack_success_rate": asr, "seconds_until_safe": seconds, "linear_probe/digits": accuracy}
+
+    records = [run("clip", "none", 0, 0.98, None, None), run("clip", "badnets", 0, 0.98, 0.95, None)]
+    records += [run("otcclip", "badnets", 0, 0.97, 0.0, 100), run("roclip", "badnets", 0, 0.9, 0.5, None)]
+    records += [run("safeclip", "badnets", 0, 0.9, 0.01, 200), run("cleanclip", "badnets", 0, 0.96, 0.3, None)]
+
+    def verdicts(of):
+        rows = [line.split("|") for line in results.claims(of).splitlines()[2:]]
+        return {row[1].strip(): row[3].strip() for row in rows}
+
+    found = verdicts(records)
+    assert found["undefended, badnets: ASR at least 90 %"] == "yes"
+    assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "yes"
+    assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "yes"
+    assert found["OTCCLIP first at 95 % zero-shot and at most 2 % ASR, in every run"] == "yes"
+    assert found["CleanCLIP at least halves every backdoor"] == "yes"
+    assert found["... at under 1 point of zero-shot accuracy"] == "**no**", "it costs 2"
+    assert found["SafeCLIP: no targeted image hit"] == "not run"
+    worse = verdicts(
+        [*records, run("otcclip", "badnets", 1, 0.97, 0.03, None), run("clip", "badnets", 1, 0.9, 0.8, None)]
+    )
+    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no**"
+    assert worse["undefended, badnets: ASR at least 90 %"] == "**no**"
+    assert worse["OTCCLIP first at 95 % zero-shot and at most 2 % ASR, in every run"] == "**no**"

@@ -47,8 +47,12 @@ class Adaptive(BadNets):
         super().__post_init__()
         if self.describe not in ("both", "attributes", "mixed"):
             raise ValueError(f"describe is 'both', 'attributes' or 'mixed', got {self.describe!r}")
+
+    def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
+        """As BadNets'. The surrogate is needed here, not to trigger images later: a manifest may outlive it."""
         if self.surrogate is not None and not Path(self.surrogate).is_file():
             raise FileNotFoundError(f"the surrogate's weights are not there: {self.surrogate}")
+        return super().poison(pairs, seed, taken)
 
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
         """As BadNets'; a caption must name its object to have it replaced."""
