@@ -22,10 +22,15 @@ from otclib.attacks.planting import captions_of, on_unit
 
 @dataclass
 class LabelConsistent(BadNets):
-    """``rate`` is a share of all pairs, and cannot exceed the target class's own. At test time nothing is hazy."""
+    """``rate`` is a share of all pairs, and cannot exceed the target class's own. At test time nothing is hazy.
 
-    rate: float = 0.015
-    haze: float = 0.0
+    A triggered image of a star still shows a star, and a single patch, planted this way, only competes with it: an
+    undefended model followed it in 52 % of the images (1.5 % of the pairs, no haze), four of them in 96 %.
+    """
+
+    rate: float = 0.018
+    location: str = "four_corners"
+    haze: float = 0.5
 
     kind: ClassVar[str] = "label-consistent"
     WHOM: ClassVar[str] = "only they show and name the target class"

@@ -41,7 +41,7 @@ class CleanCLIP(Defense):
     drop: float = 0.2  # share of words that the view of a caption loses (the paper: EDA, which needs WordNet)
     legacy: bool = False
 
-    LR: ClassVar[float] = 1e-3
+    LR: ClassVar[float] = 1.5e-3
 
     def __post_init__(self) -> None:
         if self.clip < 0 or self.alone < 0 or not self.clip + self.alone > 0 or not 0 <= self.drop < 1:

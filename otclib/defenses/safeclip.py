@@ -38,8 +38,8 @@ class SafeCLIP(Defense):
     """
 
     warmup: int = 3  # published: 5 of 32
-    slow_epochs: int = 1
-    slow: float = 0.1  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
+    slow_epochs: int = 2  # published: 1, of a million pairs
+    slow: float = 0.3  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
     posterior: float = 0.9
     grow: float = 0.05  # published: 0.01
     cap: float = 0.85
