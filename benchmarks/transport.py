@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 import otclib
 from benchmarks import solvers
-from otclib import losses, models, plots
+from otclib import losses, models, plots, results
 from otclib.data import scenes
 from otclib.matching import CaptionPool
 from otclib.models import Features
@@ -422,17 +422,6 @@ def tables(record: dict) -> str:
     return "\n".join(lines)
 
 
-def into_readme(text: str, readme: Path) -> None:
-    """Replace what stands between the README's two bench marks."""
-    old = readme.read_text()
-    begin, end = "<!-- bench: written by make bench -->", "<!-- bench ends -->"
-    head, rest = old.split(begin)
-    new = f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
-    part = readme.with_suffix(".part")
-    part.write_text(new)
-    os.replace(part, readme)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small batches and pools: two minutes; writes nothing")
@@ -462,7 +451,7 @@ def main(argv: list[str] | None = None) -> None:
         name = "transport" if record["machine"]["gpu"] is None else "transport-gpu"
         write_json(args.out / f"{name}.json", record)
         if name == "transport":
-            into_readme(tables(record), HERE.parent / "README.md")
+            results.into_readme("bench", tables(record), HERE.parent / "README.md")
             plots.matching_speed([r for r in record["matching"] if "ratio" in r]).savefig(
                 "figures/matching.png", dpi=150
             )

@@ -325,6 +325,15 @@ def ablation_table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def into_readme(name: str, text: str, readme: Path) -> None:
+    """Replace what stands in the README between ``<!-- name: written by make name -->`` and ``<!-- name ends -->``."""
+    begin, end = f"<!-- {name}: written by make {name} -->", f"<!-- {name} ends -->"
+    head, rest = readme.read_text().split(begin)
+    part = readme.with_suffix(".part")
+    part.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+    os.replace(part, readme)
+
+
 def machine() -> str:
     import torch
 

@@ -2,7 +2,7 @@
 
     runs/table/<attack>/<defense>/seed<k>       the runs; ``none`` is the attack of the clean ones
     figures/results.json                        one record per run
-    figures/results.md, figures/*.png           what is made of them
+    figures/results.md, figures/*.png           what is made of them, also in the README
 
 It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
 with one part missing at a time instead, into ``runs/ablation`` and ``figures/ablation.json``.
@@ -201,17 +201,38 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def draw(records: list[dict], figures: Path, name: str) -> None:
-    """Write records, tables and pictures."""
+    """Write records, tables and pictures; those of the repository's own figures go into its README."""
     from otclib import plots
 
     figures.mkdir(parents=True, exist_ok=True)
     otclib.training.write_json(figures / f"{name}.json", records)
     if name == "ablation":
-        (figures / "ablation.md").write_text(results.ablation_table(records) + "\n")
-        plots.ablation(records).savefig(figures / "ablation.png", dpi=150)
-        return
-    (figures / "results.md").write_text(results.attack_table(records) + "\n\n" + results.utility_table(records) + "\n")
-    plots.attack_grid(records).savefig(figures / "results.png", dpi=150)
+        text, picture = results.ablation_table(records), plots.ablation(records)
+    else:
+        text, picture = shown(records), plots.attack_grid(records)
+    (figures / f"{name}.md").write_text(text + "\n")
+    picture.savefig(figures / f"{name}.png", dpi=150)
+    readme = figures.resolve().parent / "README.md"
+    mark = {"results": "table", "ablation": "ablation"}[name]
+    if readme.exists() and f"<!-- {mark}: written by make {mark} -->" in readme.read_text():
+        results.into_readme(mark, text, readme)
+
+
+def shown(records: list[dict]) -> str:
+    """The three tables of ``figures/results.md`` and the README."""
+    machines = "; ".join(results.order(records, "machine"))
+    return "\n\n".join(
+        [
+            f"Measured on {machines}, in {', '.join(results.order(records, 'precision'))}.",
+            "What the attacker got (ASR in %, or images hit), mean and range over seeds; *planted*: poison in % of the "
+            "pairs; *clean model*: the same triggered images, called by a model that never saw poison.",
+            results.attack_table(records),
+            "What the defences cost, over all their runs:",
+            results.utility_table(records),
+            "The papers' claims, each on our data:",
+            results.claims(records),
+        ]
+    )
 
 
 if __name__ == "__main__":
