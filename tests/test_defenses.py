@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 import otclib
-from otclib import defenses, losses
+from otclib import defenses, losses, results
 from otclib.defenses import safeclip
 from otclib.defenses.bank import Bank
 
@@ -60,7 +60,7 @@ def test_the_safest_share():
 
 
 def test_the_safe_set_grows_to_its_cap(runs_of):
-    log = otclib.results.log(runs_of["safeclip"])
+    log = results.log(runs_of["safeclip"])
     assert "loss/unimodal" in log[0] and "loss/contrastive" not in log[0], "warm-up: each modality alone"
     assert "loss/contrastive" in log[1] and "safe" not in log[1], "slow: all pairs"
     first, second = log[2]["safe"], log[3]["safe"]
@@ -149,14 +149,14 @@ def runs_of(poisoned, tmp_path_factory):
 
 def test_every_defence_trains(runs_of):
     for name, run in runs_of.items():
-        metrics = otclib.results.read(run)
+        metrics = results.read(run)
         assert metrics["defense"] == name and 0 <= metrics["attack_success_rate"] <= 1
-        last = otclib.results.log(run)[-1]
+        last = results.log(run)[-1]
         assert all(np.isfinite(v) for k, v in last.items() if k.startswith("loss/"))
 
 
 def test_roclip_matches_every_second_epoch(runs_of):
-    assert [line["matched"] for line in otclib.results.log(runs_of["roclip"])] == [0, 1, 0, 1]
+    assert [line["matched"] for line in results.log(runs_of["roclip"])] == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("name", ["roclip", "safeclip"])
@@ -187,7 +187,7 @@ def test_legacy_runs(name, pairs, tmp_path):
     run = otclib.train(
         pairs.select(range(130)), defense=name, out=tmp_path / name, epochs=2, legacy=True, progress=False
     )
-    assert otclib.results.config(run)["options"]["legacy"]
+    assert results.config(run)["options"]["legacy"]
 
 
 def test_cleanclip_goes_on_from_a_finished_run(runs, pairs, tmp_path):
@@ -199,7 +199,7 @@ def test_cleanclip_goes_on_from_a_finished_run(runs, pairs, tmp_path):
     moved = otclib.models.load(run / "model.safetensors")[0].state_dict()
     key = "visual.trunk.stem.conv.weight"
     assert torch.allclose(start[key], stayed[key], atol=1e-5) and not torch.allclose(start[key], moved[key], atol=1e-5)
-    assert otclib.results.config(run)["model"] == str(weights)
+    assert results.config(run)["model"] == str(weights)
 
 
 def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned, tmp_path):
@@ -225,7 +225,7 @@ def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned
 def test_the_loop_runs_in_bf16(pairs, tmp_path):
     few = pairs.select(range(130))
     run = otclib.train(few, defense="otcclip", out=tmp_path / "run", epochs=1, precision="bf16", progress=False)
-    assert otclib.results.config(run)["precision"] == "bf16"
+    assert results.config(run)["precision"] == "bf16"
     with pytest.raises(ValueError, match="'fp32' or 'bf16', got 'fp16'"):
         otclib.train(few, defense="clip", out=tmp_path / "no", precision="fp16")
 

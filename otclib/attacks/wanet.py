@@ -22,10 +22,15 @@ from otclib.attacks.planting import Backdoor, on_unit
 
 @dataclass
 class WaNet(Backdoor):
-    """``field_seed`` draws the field, which is the same in training and test: who does not know it, has no trigger."""
+    """``field_seed`` draws the field, which is the same in training and test: who does not know it has no trigger.
 
-    cells: int = 16
-    strength: float = 0.02
+    Stronger than published, and planted more often: half a pixel of jitter does not outlive the crops that our training
+    sees, and a warp of 2 % of the side in 0.5 % of the pairs is followed in 16 % of the images.
+    """
+
+    rate: float = 0.02
+    cells: int = 24
+    strength: float = 0.035
     field_seed: int = 0
 
     kind: ClassVar[str] = "wanet"

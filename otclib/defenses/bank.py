@@ -18,36 +18,35 @@ class Bank:
         if size < 1:
             raise ValueError(f"a bank holds at least one feature, got {size}")
         self.size, self.legacy = size, legacy
-        self.features: Tensor | None = None  # [at most size, D]
-        self.next = 0
+        self.features: Tensor | None = None  # [size, D], of which the first ``filled`` mean something
+        self.filled = self.next = 0
 
     def add(self, features: Tensor) -> None:
         """Remember features [B, D], detached; of more than ``size``, the last."""
         features = features.detach()[-self.size :]
         if self.features is None:
-            self.features = features[:0]
+            self.features = features.new_zeros(self.size, features.shape[1])
             if self.legacy:
-                self.features = F.normalize(torch.randn(self.size, features.shape[1], device=features.device), dim=-1)
-        room = self.size - self.next
-        if self.legacy and len(features) > room:
-            features = features[:room]
-        first, rest = features[:room], features[room:]
-        self.features = torch.cat([self.features[: self.next], first, self.features[self.next + len(first) :]])
-        self.features = torch.cat([rest, self.features[len(rest) :]])
+                self.features, self.filled = F.normalize(torch.randn_like(self.features), dim=-1), self.size
+        if self.legacy:
+            features = features[: self.size - self.next]
+        where = (self.next + torch.arange(len(features), device=features.device)) % self.size
+        self.features[where] = features
+        self.filled = min(self.size, self.filled + len(features))
         self.next = (self.next + len(features)) % self.size
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The feature of the largest cosine with every query [B, D] -> features [B, D], indices [B]."""
-        if self.features is None or not len(self.features):
+        if not self.filled:
             raise RuntimeError("the bank is empty: nothing has been added to it yet")
-        index = (queries.detach() @ self.features.T).argmax(1)
+        index = (queries.detach() @ self.features[: self.filled].T).argmax(1)
         return self.features[index], index
 
     def __len__(self) -> int:
-        return 0 if self.features is None else len(self.features)
+        return self.filled
 
     def state(self) -> dict:
-        return {"features": self.features, "next": self.next}
+        return {"features": self.features, "filled": self.filled, "next": self.next}
 
     def restore(self, state: dict) -> None:
-        self.features, self.next = state["features"], state["next"]
+        self.features, self.filled, self.next = state["features"], state["filled"], state["next"]
