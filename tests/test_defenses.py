@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from safetensors import safe_open
 
 import otclib
@@ -180,6 +181,14 @@ def test_interrupted_and_resumed_is_the_same(name, runs_of, poisoned, tmp_path, 
     both = [otclib.models.load(run / "model.safetensors")[0].state_dict() for run in (go(), runs_of[name])]
     for key, value in both[0].items():
         assert torch.allclose(value.float(), both[1][key].float(), atol=1e-5), key
+
+
+def test_otcclip_without_own_captions_gives_every_image_another(pairs, tmp_path):
+    options = {"warmup": 1, "pool": 60, "own": False, "progress": False}
+    run = otclib.train(pairs.select(range(130)), defense="otcclip", out=tmp_path / "run", epochs=2, **options)
+    fates = Dataset.from_parquet(str(run / "pairs.parquet"))
+    drawn = {row["caption_from"] for row in fates if row["caption_from"]}
+    assert 1 < len(drawn) <= 60 and fates["fate"][:].count("kept") <= len(drawn), "own only if drawn into the pool"
 
 
 @pytest.mark.parametrize("name", ["roclip", "safeclip", "cleanclip"])

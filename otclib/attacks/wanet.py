@@ -30,7 +30,7 @@ class WaNet(Backdoor):
 
     rate: float = 0.02
     cells: int = 24
-    strength: float = 0.035
+    strength: float = 0.04
     field_seed: int = 0
 
     kind: ClassVar[str] = "wanet"

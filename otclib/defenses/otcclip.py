@@ -51,7 +51,7 @@ class OTCClip(Defense):
     strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
     q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
     pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
-    own: bool = True  # an image's own caption is among the candidates; False: every image takes another's
+    own: bool = True  # a near pair keeps its caption; False: every image takes one of the pool, as RoCLIP's do
     keep: float = 0.03  # near: among this nearest share of the pool, from both sides
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
@@ -89,7 +89,9 @@ class OTCClip(Defense):
             return (from_image.own_rank <= self.keep) & (from_caption.own_rank <= self.keep), from_image
 
         givers, of_pool = compare(images, captions)
-        if since == self.warmup:
+        if not self.own:
+            givers = torch.ones_like(givers)  # any caption of the pool
+        elif since == self.warmup:
             givers = torch.zeros_like(givers)  # separate first
         caption_of = []
         for rows, image in trainer.encode_images():
