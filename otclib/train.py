@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from otclib import attacks, data
+from otclib import attacks, data, defenses
 from otclib.training import train
 
 
@@ -20,12 +20,14 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument(
         "--attack", nargs="*", default=["targeted", "badnets"], help=f"of {', '.join(attacks.ATTACKS)}; none: clean"
     )
-    p.add_argument("--defense", default="otcclip")
-    p.add_argument("--model", default="small", help="'small' or an open_clip name")
+    p.add_argument("--defense", default="otcclip", help=f"one of {', '.join(defenses.DEFENSES)}")
+    p.add_argument("--model", default="small", help="'small', an open_clip name, or a run's model.safetensors")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--epochs", type=int)
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--lr", type=float, default=4e-3)
+    p.add_argument("--lr", type=float, help="default the defence's own")
+    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    p.add_argument("--clean", help="a finished run without poison, to compare the attack with")
     p.add_argument("--options", type=json.loads, default={}, help="the defence's options, as JSON")
     a = p.parse_args(arguments)
     try:
@@ -43,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
             epochs=a.epochs,
             batch_size=a.batch_size,
             lr=a.lr,
+            precision=a.precision,
+            clean=a.clean,
             **a.options,
         )
     except (ValueError, FileNotFoundError) as error:
