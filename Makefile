@@ -26,10 +26,10 @@ figures: setup  # the numbers of the README: three seeds of both systems, about 
 	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
 
 table: setup  # every system against every attack, three seeds: 4 hours on two cores; it resumes, and LIMIT=60 stops it
-	$(BIN)/python -m otclib.table $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
+	$(BIN)/python -m otclib.table --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
 
 ablation: setup  # OTCCLIP with one part missing at a time, three seeds: 90 minutes on two cores
-	$(BIN)/python -m otclib.table --ablation $(if $(LIMIT),--limit $(LIMIT))
+	$(BIN)/python -m otclib.table --ablation --publish $(if $(LIMIT),--limit $(LIMIT))
 
 bench: setup  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

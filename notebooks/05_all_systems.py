@@ -31,7 +31,7 @@ from pathlib import Path
 
 import otclib
 from IPython.display import Markdown
-from otclib import plots, results, table
+from otclib import compare, plots, table
 
 if fast:
     out = f"{out}-fast"
@@ -68,7 +68,7 @@ fig = plots.attack_grid(records)
 fig.savefig(figures / "results.png", dpi=150)
 
 # %%
-Markdown(results.attack_table(records))
+Markdown(compare.attack_table(records))
 
 # %% [markdown]
 # ## What the defence costs
@@ -77,7 +77,7 @@ Markdown(results.attack_table(records))
 # 95 %, ASR at or below 2 %, and no target is hit.
 
 # %%
-Markdown(results.utility_table(records))
+Markdown(compare.utility_table(records))
 
 # %% [markdown]
 # ## The papers' claims
@@ -85,7 +85,7 @@ Markdown(results.utility_table(records))
 # A claim holds here if it does in every run that it speaks of.
 
 # %%
-Markdown(results.claims(records))
+Markdown(compare.claims(records))
 
 # %% [markdown]
 # ## What each part of OTCCLIP does
@@ -98,4 +98,4 @@ if (figures / "ablation.json").exists():
     ablated = json.loads((figures / "ablation.json").read_text())
     fig = plots.ablation(ablated)
     fig.savefig(figures / "ablation.png", dpi=150)
-    display(Markdown(results.ablation_table(ablated)))
+    display(Markdown(compare.ablation_table(ablated)))

@@ -5,10 +5,12 @@
 - Backdoor: ``attack_success_rate`` = share of triggered test images (true class other than the target) that zero-shot
   classification, with the prompt ensemble, calls the target class. ``untriggered_target_rate`` is the same model's rate
   on the same images without the trigger, and ``clean_model_rate`` that of a model that never saw poison on the
-  triggered ones: what the trigger has to be compared with. Of several backdoors in one set each has its own
-  ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
+  triggered ones: what the trigger has to be compared with. ``triggered_top1`` and ``clean_model_triggered_top1``: how
+  many of the triggered images are called what they show; a trigger that hides the object is a poor one. Of several
+  backdoors in one set each has its own ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
 - Targeted: ``targets_hit`` of ``targets``: planted images, as planted, that are called the attacker's class.
-  ``targets_right``: those that are called what they show. ``clean_model_hits``: hits on a model that never saw them.
+  ``targets_right``: those that are called what they show. ``clean_model_hits``: hits on a model that saw them with
+  their true captions only.
 """
 
 from __future__ import annotations
@@ -106,14 +108,16 @@ def attack_metrics(model: nn.Module, tokenizer, manifest: Dataset | None, test: 
         out["targets_right"] = sum(s == t for s, t in zip(said, targets.source))
         out["targets"] = len(said)
     backdoors = [attack for attack in attacks.from_manifest(manifest) if hasattr(attack, "target")]
-    rates, without = {}, {}
+    rates, right, without = {}, {}, {}
     for attack in backdoors:
         target = classes.index(attack.target)
-        rates[attack.kind] = success_rate(classify(model, attack.trigger(images), embeddings), true, target)
+        said = classify(model, attack.trigger(images), embeddings)
+        rates[attack.kind], right[attack.kind] = success_rate(said, true, target), float((said == true).float().mean())
         without[attack.kind] = success_rate(predicted, true, target)
     if rates:
         strongest = max(rates, key=lambda kind: -1 if rates[kind] is None else rates[kind])
         out["attack_success_rate"], out["untriggered_target_rate"] = rates[strongest], without[strongest]
+        out["triggered_top1"] = right[strongest]
     if len(rates) > 1:
         out |= {f"attack_success_rate/{kind}": rate for kind, rate in rates.items()}
     return out
@@ -133,9 +137,19 @@ def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> f
         )
     if spread not in ("std", "var"):
         raise ValueError(f"spread is 'std' or 'var', got {spread!r}")
-    above = torch.triu_indices(len(plain), len(plain), 1, device=plain.device).unbind()
-    before, after = ((x.double() @ x.double().T)[above] for x in (plain, triggered))
-    return float((after.mean() - before.mean()) / (before.std() if spread == "std" else before.var()))
+    n = len(plain)
+
+    def moments(x: Tensor) -> tuple[float, float]:
+        """Mean and mean square of <x_u, x_v> over u != v, from sums over all u, v less those of u = v."""
+        x = x.double()
+        own = x.square().sum(1)
+        mean = (x.sum(0).square().sum() - own.sum()) / (n * (n - 1))
+        square = ((x.T @ x).square().sum() - own.square().sum()) / (n * (n - 1))
+        return float(mean), float(square)
+
+    (before, square), (after, _) = moments(plain), moments(triggered)
+    var = square - before**2
+    return (after - before) / (var**0.5 if spread == "std" else var)
 
 
 class Watcher:
@@ -204,19 +218,21 @@ def evaluate(
     fates = Dataset.from_parquet(str(run / "pairs.parquet")) if (run / "pairs.parquet").exists() else None
     metrics |= separation(fates, manifest)
     if test is not None:
+        test = test.filter(lambda label: label is not None, input_columns="label")
         images = data.image_tensor(test, size)
         metrics |= attack_metrics(model, tokenizer, manifest, test, images)
         metrics |= trigger_metrics(model, manifest, images)
         if clean is not None:
             other, _, words = models.load(Path(clean) / "model.safetensors")
             found = attack_metrics(other, words, manifest, test, images)
-            metrics["clean_model_rate"] = found.get("attack_success_rate")
-            metrics["clean_model_hits"] = found.get("targets_hit")
+            names = {"attack_success_rate": "rate", "triggered_top1": "triggered_top1", "targets_hit": "hits"}
+            metrics |= {f"clean_model_{name}": found[key] for key, name in names.items() if key in found}
         if (run / "head.safetensors").exists():
             metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images)
-        metrics["linear_probe/scenes"] = linear_probe(model, images, np.array(test["label"]))
-        for name, labelled in probes.PROBES.items():
-            metrics[f"linear_probe/{name}"] = linear_probe(model, *labelled(size))
+        own = "scenes" if config["scenes"] else "test"
+        metrics[f"linear_probe/{own}"] = linear_probe(model, images, np.array(test["label"]))
+    for name, labelled in probes.PROBES.items():
+        metrics[f"linear_probe/{name}"] = linear_probe(model, *labelled(size))
     if val is not None:
         metrics |= retrieval(model, tokenizer, val)
         if "words" in val.column_names:
@@ -228,10 +244,11 @@ def evaluate(
 
 
 def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor) -> dict:
-    """``backdoor_z_score`` of the first backdoor of a manifest, on uint8 images."""
+    """``backdoor_z_score`` of the first backdoor of a manifest, on the first 1,000 of uint8 images."""
     for attack in [] if manifest is None else attacks.from_manifest(manifest):
         if hasattr(attack, "target"):
-            return {"backdoor_z_score": backdoor_z_score(pooled(model, images), pooled(model, attack.trigger(images)))}
+            some = images[:1000]
+            return {"backdoor_z_score": backdoor_z_score(pooled(model, some), pooled(model, attack.trigger(some)))}
     return {}
 
 
@@ -254,8 +271,9 @@ def head_metrics(model: nn.Module, file: Path, manifest: Dataset | None, test: D
 
 
 def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
-    """Accuracy of a logistic regression on frozen pooled features, fitted on the first half, tested on the second."""
-    x = pooled(model, images).cpu().numpy()
+    """Accuracy of a logistic regression on frozen pooled features, fitted on one half, tested on the other."""
+    order = np.random.default_rng(0).permutation(len(images))
+    x, labels = pooled(model, images).cpu().numpy()[order], labels[order]
     half = len(x) // 2
     x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)  # centred, it converges in a fraction of the iterations
     probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half], labels[:half])
@@ -272,7 +290,9 @@ def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
     captions = val["caption"][:]
     device = next(model.parameters()).device
     text = models.encode_text(model, tokenizer(captions).to(device)).pooled
-    same = torch.tensor([[caption == other for other in captions] for caption in captions])
+    number = {caption: k for k, caption in enumerate(captions)}
+    said = torch.tensor([number[caption] for caption in captions])
+    same = said[:, None] == said[None]
     similarity = (image @ text.T).cpu()
     out = {}
     for name, order in ("image_to_text", similarity), ("text_to_image", similarity.T):

@@ -21,6 +21,7 @@ NAME = {
     "roclip": "RoCLIP",
     "safeclip": "SafeCLIP",
     "cleanclip": "CleanCLIP",
+    "cleanclip-supervised": "CleanCLIP, supervised",
     "otcclip": "OTCCLIP (reconstruction)",
 }
 HEAT = "magma"
@@ -315,7 +316,8 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
         ax.set(ylabel=unit, ylim=(-0.03 * top, 1.05 * top), xticks=range(len(group)), xlim=(-0.6, len(group) - 0.4))
         ax.set_xticklabels(group)
         _clean_axes(ax)
-    marks = [plt.Line2D([], [], color=LINE[s], marker=MARKER[s], linewidth=0, label=NAME[s]) for s in systems]
+    looks = [(s, LINE.get(s, NEUTRAL), MARKER.get(s, "o")) for s in systems]
+    marks = [plt.Line2D([], [], color=c, marker=m, linewidth=0, label=NAME.get(s, s)) for s, c, m in looks]
     fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
     return fig
 

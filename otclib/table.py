@@ -1,16 +1,20 @@
-"""The table: every system against every attack, three seeds each. ``python -m otclib.table``, or ``make table``.
+"""The table: five systems against six attacks, three seeds each. ``python -m otclib.table``, or ``make table``.
 
     runs/table/<attack>/<defense>/seed<k>       the runs; ``none`` is the attack of the clean ones
     figures/results.json                        one record per run
-    figures/results.md, figures/*.png           what is made of them, also in the README
+    figures/results.md, figures/*.png           what is made of them; with --publish, the README's section too
 
 It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
-with one part missing at a time instead, into ``runs/ablation`` and ``figures/ablation.json``.
+with one part missing at a time instead, into ``runs/ablation`` and ``figures/ablation.json``. The attack ``sig`` (much
+like ``blended`` here) and ``cleanclip-supervised`` (which leaves a linear head, not a CLIP model) are run on demand:
+``--attacks sig --defenses clip cleanclip-supervised``.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import multiprocessing
 import time
 from collections.abc import Iterable, Sequence
@@ -21,7 +25,8 @@ from pathlib import Path
 import torch
 
 import otclib
-from otclib import results
+from otclib import compare, results
+from otclib.attacks import planting
 
 DEFENSES = ("clip", "roclip", "safeclip", "cleanclip", "otcclip")
 ATTACKS = ("targeted", "badnets", "blended", "wanet", "label-consistent", "adaptive")
@@ -35,7 +40,7 @@ ABLATION = {
     "no inter-modal loss": {"inter": 0.0},
     "no intra-modal loss": {"intra": 0.0},
     "global only": {"global_weight": 1.0, "inter": 0.0, "intra": 0.0},
-    "own caption not in the pool": {"own": False},
+    "captions always re-assigned": {"own": False},
 }
 
 
@@ -64,31 +69,53 @@ class Job:
             first.append(Job(self.attack, "clip", self.seed))
         return first
 
+    def planned(self, out: Path) -> list:
+        """The attacks on the training set."""
+        if self.variant is not None:
+            return [otclib.attacks.load("targeted"), otclib.attacks.load("badnets")]
+        if self.attack == "adaptive":
+            surrogate = Job("none", "clip", SURROGATE_SEED).folder(out) / "model.safetensors"
+            return [otclib.attacks.load("adaptive", surrogate=str(surrogate))]
+        return [] if self.attack == "none" else [otclib.attacks.load(self.attack)]
+
+    def finished(self, out: Path, precision: str, epochs: int | None = None) -> bool:
+        """Is the run there, as it would be trained now?
+
+        Raises
+        ------
+        ValueError : there is a run, but of other attacks or options.
+        """
+        run = self.folder(out)
+        if not (run / "metrics.json").exists():
+            return False
+        options = ABLATION.get(self.variant, {}) | ({"epochs": epochs} if epochs else {})
+        wanted = {
+            "precision": precision,
+            "options": dataclasses.asdict(otclib.defenses.load(self.defense, **options)),
+            "attacks": sorted(planting.spec(attack, attack.kind) for attack in self.planned(out)),
+        }
+        found = results.config(run)
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise ValueError(f"{run} holds another run: {key} was {found.get(key)!r}, is {value!r}; move it away")
+        return True
+
     def run(self, out: Path, size: int | None = None, **options) -> Path:
         """Poison, train, evaluate. ``size`` and ``options`` (``epochs``, ``precision``, ...) make it a small one."""
         pairs, manifest = otclib.data.load("scenes", seed=self.seed, size=size), None
-        if self.variant is not None:
-            planned = [otclib.attacks.load("targeted"), otclib.attacks.load("badnets")]
+        if planned := self.planned(out):
             pairs, manifest = otclib.attacks.plant(pairs, planned, seed=self.seed)
-            options = ABLATION[self.variant] | options
-        elif self.attack != "none":
-            surrogate = Job("none", "clip", SURROGATE_SEED).folder(out) / "model.safetensors"
-            knowing = {"surrogate": str(surrogate)} if self.attack == "adaptive" else {}
-            pairs, manifest = otclib.attacks.load(self.attack, **knowing).poison(pairs, seed=self.seed)
+        options = ABLATION.get(self.variant, {}) | options
+        if Job("none", "clip", self.seed) in self.needs():
             options["clean"] = Job("none", "clip", self.seed).folder(out)
         if self.defense.startswith("cleanclip"):
             count = min(size or CLEAN_PAIRS, CLEAN_PAIRS)
             pairs = otclib.data.load("scenes", seed=self.seed + CLEAN_SEED, size=count)
+            if self.defense == "cleanclip-supervised":
+                pairs = pairs.filter(lambda label: label is not None, input_columns="label")
             options["model"] = Job(self.attack, "clip", self.seed).folder(out) / "model.safetensors"
-        return otclib.train(
-            pairs,
-            manifest=manifest,
-            defense=self.defense,
-            out=self.folder(out),
-            seed=self.seed,
-            progress=False,
-            **options,
-        )
+        same = {"seed": self.seed, "progress": False}
+        return otclib.train(pairs, manifest=manifest, defense=self.defense, out=self.folder(out), **same, **options)
 
 
 def jobs(attacks: Sequence[str], defenses: Sequence[str], seeds: Sequence[int]) -> list[Job]:
@@ -108,18 +135,13 @@ def jobs(attacks: Sequence[str], defenses: Sequence[str], seeds: Sequence[int]) 
 
 def run_all(
     todo: Iterable[Job], out: Path, *, workers: int, minutes: float | None = None, **options
-) -> Iterable[tuple[Job, Path]]:
-    """Run jobs in ``workers`` processes, each when what it needs is there; yields them as they finish.
+) -> Iterable[tuple[Job, Path | Exception]]:
+    """Run jobs in ``workers`` processes, each when what it needs is there; yields them as they finish, or fail.
 
-    Runs that were finished before are not trained again. ``minutes``: no run is started after so many.
+    ``minutes``: no run is started after so many.
     """
-    start, pending = time.monotonic(), []
-    for job in todo:
-        if (job.folder(out) / "metrics.json").exists():
-            yield job, job.folder(out)
-        else:
-            pending.append(job)
-    running = {}
+    start, running = time.monotonic(), {}
+    pending = list(todo)
     unfinished = set(pending)
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers)
@@ -134,9 +156,11 @@ def run_all(
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
-                run = future.result()
-                unfinished.discard(job)
-                yield job, run
+                if future.exception() is not None:
+                    yield job, future.exception()
+                else:
+                    unfinished.discard(job)
+                    yield job, future.result()
 
 
 def record(job: Job, out: Path) -> dict:
@@ -144,22 +168,24 @@ def record(job: Job, out: Path) -> dict:
     run = job.folder(out)
     metrics, config = results.read(run), results.config(run)
     rate = sum(value for key, value in metrics.items() if key.startswith("poison_rate/"))
-    before = 0.0
+    spent = [run]
     if job.defense.startswith("cleanclip"):  # its model had to be trained first, and was given the poison
-        first = results.read(Job(job.attack, "clip", job.seed).folder(out))
-        before = first.get("core_seconds_per_epoch", first["seconds_per_epoch"]) * first["epochs"]
-        rate = sum(value for key, value in first.items() if key.startswith("poison_rate/"))
+        spent.insert(0, Job(job.attack, "clip", job.seed).folder(out))
+        rate = sum(value for key, value in results.read(spent[0]).items() if key.startswith("poison_rate/"))
+    seconds = [results.seconds(results.log(each)) for each in spent]
     return {
         "defense": job.defense,
         "attack": job.attack,
         "seed": job.seed,
         "variant": job.variant,
         "rate": rate,
-        "seconds_until_safe": results.seconds_until_safe(results.log(run), before),
+        "seconds_total": sum(seconds),
+        "seconds_until_safe": results.seconds_until_safe(results.log(run), sum(seconds[:-1])),
         **{k: v for k, v in metrics.items() if k not in ("defense", "seed")},
         "precision": config["precision"],
         "options": config["options"],
-        "machine": results.machine(),
+        "attacks": [json.loads(attack) for attack in config["attacks"]],
+        "machine": config["machine"],
     }
 
 
@@ -176,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--precision", default="bf16", help="bf16 or fp32")
     p.add_argument("--size", type=int, help="pairs; default all 12,000")
     p.add_argument("--epochs", type=int, help="default each system's own")
+    p.add_argument("--publish", action="store_true", help="put the tables into the README as well")
     a = p.parse_args(arguments)
     for name in a.defenses:
         otclib.defenses.load(name)
@@ -188,51 +215,47 @@ def main(arguments: list[str] | None = None) -> None:
     out = a.out or Path("runs/ablation" if a.ablation else "runs/table")
     workers = a.workers or (1 if torch.cuda.is_available() else torch.get_num_threads())
     options = {"precision": a.precision, "size": a.size} | ({"epochs": a.epochs} if a.epochs else {})
-    finished = []
-    start = time.monotonic()
-    for job, run in run_all(todo, out, workers=workers, minutes=a.limit, **options):
-        finished.append(job)
+    known = {"precision": a.precision, "epochs": a.epochs}
+    finished = [job for job in todo if job.finished(out, **known)]
+    print(f"{len(finished)} of {len(todo)} runs are there", flush=True)
+    start, failed = time.monotonic(), []
+    missing = [job for job in todo if job not in finished]
+    for job, run in run_all(missing, out, workers=workers, minutes=a.limit, **options):
         minutes = (time.monotonic() - start) / 60
-        print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.attack, run)}", flush=True)
-    records = [record(job, out) for job in todo if job in set(finished) and job.seed != SURROGATE_SEED]
+        if isinstance(run, Exception):
+            failed.append(job)
+            print(f"{minutes:6.1f} min  {job} failed: {type(run).__name__}: {run}", flush=True)
+        else:
+            finished.append(job)
+            print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.attack, run)}", flush=True)
+    records = [record(job, out) for job in todo if job in finished and job.seed != SURROGATE_SEED]
     if not records:
         raise SystemExit(f"otclib.table: no run is finished in {out}")
     draw(records, a.figures, "ablation" if a.ablation else "results")
+    if a.publish:
+        publish(a.figures, "ablation" if a.ablation else "table")
+    if failed:
+        raise SystemExit(f"otclib.table: {len(failed)} runs failed, see above")
 
 
 def draw(records: list[dict], figures: Path, name: str) -> None:
-    """Write records, tables and pictures; those of the repository's own figures go into its README."""
+    """Write records, tables and pictures."""
     from otclib import plots
 
     figures.mkdir(parents=True, exist_ok=True)
     otclib.training.write_json(figures / f"{name}.json", records)
     if name == "ablation":
-        text, picture = results.ablation_table(records), plots.ablation(records)
+        text, picture = compare.ablation_table(records), plots.ablation(records)
     else:
-        text, picture = shown(records), plots.attack_grid(records)
+        text, picture = compare.report(records), plots.attack_grid(records)
     (figures / f"{name}.md").write_text(text + "\n")
     picture.savefig(figures / f"{name}.png", dpi=150)
-    readme = figures.resolve().parent / "README.md"
-    mark = {"results": "table", "ablation": "ablation"}[name]
-    if readme.exists() and f"<!-- {mark}: written by make {mark} -->" in readme.read_text():
-        results.into_readme(mark, text, readme)
 
 
-def shown(records: list[dict]) -> str:
-    """The three tables of ``figures/results.md`` and the README."""
-    machines = "; ".join(results.order(records, "machine"))
-    return "\n\n".join(
-        [
-            f"Measured on {machines}, in {', '.join(results.order(records, 'precision'))}.",
-            "What the attacker got (ASR in %, or images hit), mean and range over seeds; *planted*: poison in % of the "
-            "pairs; *clean model*: the same triggered images, called by a model that never saw poison.",
-            results.attack_table(records),
-            "What the defences cost, over all their runs:",
-            results.utility_table(records),
-            "The papers' claims, each on our data:",
-            results.claims(records),
-        ]
-    )
+def publish(figures: Path, mark: str) -> None:
+    """Put the tables that were drawn into the README."""
+    name = {"table": "results", "ablation": "ablation"}[mark]
+    results.into_readme(mark, (figures / f"{name}.md").read_text().strip(), figures.resolve().parent / "README.md")
 
 
 if __name__ == "__main__":

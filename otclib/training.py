@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -268,6 +269,8 @@ def train(
         raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
+    if clean is not None and not (Path(clean) / "model.safetensors").exists():
+        raise FileNotFoundError(f"the clean run to compare with is not finished, or not there: {clean}")
     out = _writable(Path(out))
     config = {
         "defense": defense,
@@ -282,6 +285,7 @@ def train(
         "fingerprint": fingerprint(pairs),
         "scenes": "objects" in pairs.column_names,
         "poisoned": 0 if manifest is None else len(manifest),
+        "attacks": [] if manifest is None else sorted(set(manifest["attack"])),
     }
     if (out / "config.json").exists():
         found = json.loads((out / "config.json").read_text())
@@ -298,7 +302,7 @@ def train(
         n = accelerator.num_processes
         raise NotImplementedError(f"a run trains in one process, {n} were launched: a loss compares pairs of one batch")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", config)
+    write_json(out / "config.json", config | {"machine": machine()})
     if manifest is not None:
         part = out / "manifest.parquet.part"
         manifest.to_parquet(str(part))
@@ -436,6 +440,21 @@ def fingerprint(pairs: Dataset) -> str:
     for id, caption in zip(pairs["id"][:], pairs["caption"][:]):
         digest.update(f"{id}\t{caption}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def machine() -> str:
+    """What a run is trained on, in words."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        names = (
+            [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+            if info.exists()
+            else []
+        )
+        name = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return f"{name}, torch {torch.__version__}"
 
 
 def write_json(path: Path, value) -> None:

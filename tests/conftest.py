@@ -29,6 +29,14 @@ def poisoned(pairs):
     return otclib.attacks.plant(pairs, planned, seed=5)
 
 
+@pytest.fixture
+def unevaluated(monkeypatch):
+    """Runs are trained and not measured, which takes longer than training them here."""
+    from otclib import evaluation, training
+
+    monkeypatch.setattr(evaluation, "evaluate", lambda run, **_: training.write_json(run / "metrics.json", {}))
+
+
 @pytest.fixture(scope="session")
 def small():
     torch.manual_seed(0)

@@ -132,3 +132,56 @@ def test_separation_by_hand():
     untouched = evaluation.separation(Dataset.from_dict(table | {"fate": ["kept"] * 4}), manifest)
     assert untouched["poison_recall"] is None and untouched["poison_precision"] is None
     assert evaluation.separation(Dataset.from_dict(table), None)["poison_auroc"] is None
+
+
+def test_backdoor_z_score_by_hand():
+    """Three images: cosines 0, 0.6, 0.8 without the trigger, all 1 with it."""
+    plain = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    triggered = torch.tensor([[1.0, 0.0]] * 3)
+    cosines = np.array([0.0, 0.6, 0.8])
+    gain = 1 - cosines.mean()
+    assert evaluation.backdoor_z_score(plain, triggered) == pytest.approx(gain / cosines.std(), rel=1e-5)
+    assert evaluation.backdoor_z_score(plain, triggered, "var") == pytest.approx(gain / cosines.var(), rel=1e-5)
+    assert evaluation.backdoor_z_score(plain, plain) == pytest.approx(0)
+    with pytest.raises(ValueError, match="the same 3 or more images"):
+        evaluation.backdoor_z_score(plain, triggered[:2])
+    with pytest.raises(ValueError, match="'std' or 'var', got 'mad'"):
+        evaluation.backdoor_z_score(plain, triggered, "mad")
+
+
+def test_a_clean_run_is_compared_with(runs, poisoned, tmp_path):
+    """The same weights, called clean, must give the very rates of the run itself."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(runs["clip"], run)
+    metrics = otclib.evaluate(run, clean=runs["clip"])
+    assert metrics["clean_model_rate"] == metrics["attack_success_rate"]
+    assert metrics["clean_model_triggered_top1"] == metrics["triggered_top1"]
+    assert metrics["clean_model_hits"] == metrics["targets_hit"]
+    assert "clean_model_rate" not in results.read(runs["clip"])
+    with pytest.raises(FileNotFoundError, match="clean run"):
+        otclib.train(poisoned[0], defense="clip", out=tmp_path / "new", clean=tmp_path / "nowhere")
+    assert not (tmp_path / "new").exists()
+
+
+def test_unlabelled_images_of_a_test_set_are_left_out(runs, pairs, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(runs["clip"], run)
+    assert None in pairs["label"][:]
+    metrics = otclib.evaluate(run, test=pairs, val=pairs.select(range(20)))
+    assert 0 <= metrics["zero_shot_top1"] <= 1
+
+
+@pytest.mark.parametrize("name, classes", [("digits", 10), ("letters", 26)])
+def test_probe_sets(name, classes):
+    from otclib.data import probes
+
+    images, labels = probes.PROBES[name](48)
+    assert images.shape == (len(labels), 3, 48, 48) and images.dtype == torch.uint8
+    assert len(set(labels)) == classes and len(labels) > 1000
+    again = probes.PROBES[name](48)
+    assert torch.equal(images, again[0]) and (labels == again[1]).all()
+    assert (images.flatten(1).float().std(1) > 5).all(), "something is drawn on each"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from otclib import plots, results, table
+from otclib import compare, plots, results, table
 from otclib.table import Job
 
 
@@ -17,13 +17,9 @@ def test_jobs_come_after_what_they_need():
     assert Job("none", "clip", table.SURROGATE_SEED) in Job("adaptive", "clip", 0).needs()
 
 
-def test_nothing_starts_late_or_before_what_it_needs(tmp_path):
+def test_nothing_starts_late(tmp_path):
     todo = table.jobs(["badnets"], ["clip"], [0])
     assert list(table.run_all(todo, tmp_path, workers=1, minutes=0)) == []
-    clean = Job("none", "clip", 0).folder(tmp_path)
-    clean.mkdir(parents=True)
-    (clean / "metrics.json").write_text("{}")
-    assert [job for job, _ in table.run_all(todo, tmp_path, workers=1, minutes=0)] == [Job("none", "clip", 0)]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +54,38 @@ def test_results_are_recorded_run_by_run(small_table):
     assert (small_table / "figures" / "results.png").stat().st_size > 10_000
 
 
+def test_a_run_of_another_configuration_is_no_result(small_table):
+    job = Job("badnets", "clip", 5)
+    assert job.finished(small_table / "runs", "fp32", epochs=1)
+    assert not Job("badnets", "clip", 6).finished(small_table / "runs", "fp32", epochs=1)
+    with pytest.raises(ValueError, match="precision was 'fp32', is 'bf16'"):
+        job.finished(small_table / "runs", "bf16", epochs=1)
+    config = job.folder(small_table / "runs") / "config.json"
+    before = config.read_text()
+    config.write_text(before.replace('\\"patch\\": 0.125', '\\"patch\\": 0.5'))
+    with pytest.raises(ValueError, match="holds another run: attacks"):
+        job.finished(small_table / "runs", "fp32", epochs=1)
+    config.write_text(before)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capfd):
+    (tmp_path / "runs" / "none" / "clip").mkdir(parents=True)
+    (tmp_path / "runs" / "none" / "clip" / "seed6").write_text("a file where the run's folder should be")
+    with pytest.raises(SystemExit, match="no run is finished"):
+        table.main(
+            ["--out", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), "--workers", "1", "--seeds", "6"]
+            + ["--attacks", "badnets", "--defenses", "clip", "--size", "200", "--epochs", "1"]
+        )
+    assert "failed: ValueError: out must be a folder" in capfd.readouterr().out
+
+
+def test_only_what_is_asked_for_goes_into_the_readme(small_table):
+    readme = small_table / "README.md"
+    readme.write_text("a\n<!-- table: written by make table -->\nold\n<!-- table ends -->\nz\n")
+    table.publish(small_table / "figures", "table")
+    assert readme.read_text().startswith("a\n<!-- table: written") and "| badnets |" in readme.read_text()
+
+
 def test_bad_names_are_refused_before_anything_is_written(tmp_path):
     for wrong in (["--attacks", "nosuch"], ["--defenses", "nosuch"]):
         with pytest.raises(ValueError, match="nosuch"):
@@ -81,17 +109,22 @@ def test_seconds_until_safe_by_hand():
 
 
 def test_published_figures_are_marked_and_have_a_source():
-    assert results.published("roclip", "wanet")[0] == "0 %" and "RoCLIP" in results.published("roclip", "wanet")[1]
-    assert results.published("otcclip", "adaptive") is None, "no abstract says so"
-    assert results.published("clip", "wanet")[0] == "96.3 %", "the particular before the general"
     records = [
         {"defense": d, "attack": "targeted", "seed": s, "rate": 0.02, "targets_hit": h, "targets": 16, "variant": v}
         for d, s, h, v in (("clip", 0, 15, "full"), ("clip", 1, 16, "full"), ("otcclip", 0, 0, "global only"))
     ]
-    text = results.attack_table(records)
+    for r in records:
+        r["clean_model_hits"] = 0
+    text = compare.attack_table(records)
     assert "15+16 of 16 each, 2 seeds<br>*93.75 %, i.e. 15/16* [1]" in text, "counts stay counts"
-    assert "[1] SafeCLIP and RoCLIP" in text
-    ablated = results.ablation_table(records)
+    assert "[1] SafeCLIP and RoCLIP" in text and "*published, backdoors in general*" in text
+    row = next(line for line in text.splitlines() if line.startswith("| targeted"))
+    assert row.split("|")[-3].strip() == "0+0", "the clean model's hits, seed by seed"
+    badnets = [{"defense": "clip", "attack": "badnets", "seed": 0, "rate": 0.01, "attack_success_rate": 0.9}]
+    badnets[0] |= {"clean_model_rate": 0.025, "clean_model_triggered_top1": 0.5}
+    row = compare.attack_table(badnets).splitlines()[2]
+    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["2.5", "50.0"]
+    ablated = compare.ablation_table(records)
     assert "| full | 2 |" in ablated and "15.5 (15.0 to 16.0)" in ablated
     assert plots.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
 
@@ -106,20 +139,20 @@ def test_claims_hold_only_if_they_do_in_every_run():
     records += [run("safeclip", "badnets", 0, 0.9, 0.01, 200), run("cleanclip", "badnets", 0, 0.96, 0.3, None)]
 
     def verdicts(of):
-        rows = [line.split("|") for line in results.claims(of).splitlines()[2:]]
-        return {row[1].strip(): row[3].strip() for row in rows}
+        rows = [line.split("|") for line in compare.claims(of).splitlines()[2:]]
+        return {row[1].strip(): row[4].strip() for row in rows}
 
     found = verdicts(records)
     assert found["undefended, badnets: ASR at least 90 %"] == "yes"
     assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "yes"
     assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "yes"
-    assert found["OTCCLIP first at 95 % zero-shot and at most 2 % ASR, in every run"] == "yes"
-    assert found["CleanCLIP at least halves every backdoor"] == "yes"
-    assert found["... at under 1 point of zero-shot accuracy"] == "**no**", "it costs 2"
+    assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "yes"
+    assert found["CleanCLIP at least halves a backdoor"] == "yes"
+    assert found["... at under 1 point of zero-shot accuracy"] == "**no** (0 of 1)", "it costs 2"
     assert found["SafeCLIP: no targeted image hit"] == "not run"
-    worse = verdicts(
-        [*records, run("otcclip", "badnets", 1, 0.97, 0.03, None), run("clip", "badnets", 1, 0.9, 0.8, None)]
-    )
-    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no**"
-    assert worse["undefended, badnets: ASR at least 90 %"] == "**no**"
-    assert worse["OTCCLIP first at 95 % zero-shot and at most 2 % ASR, in every run"] == "**no**"
+    more = [run("otcclip", "badnets", 1, 0.99, 0.03, None), run("roclip", "badnets", 1, 0.995, 0.5, 300)]
+    worse = verdicts([*records, *more, run("clip", "badnets", 1, 0.9, 0.8, None)])
+    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no** (1 of 2)"
+    assert worse["undefended, badnets: ASR at least 90 %"] == "**no** (1 of 2)"
+    assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**no** (1 of 2)", "better on average is not enough"
+    assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**no** (1 of 2)"

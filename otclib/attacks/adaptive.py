@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from otclib import data, matching, models
+from otclib import data, losses, matching, models
 from otclib.attacks.badnets import BadNets
-from otclib.attacks.planting import tensor
+from otclib.attacks.planting import square, tensor
 
-BESIDE = ("{own} and a {it}", "{own} with a {it}", "{own}, a {it}", "a {it} and {own}", "a {it}, {own}")
+BESIDE = ("{own} and {it}", "{own} with {it}", "{own}, {it}", "{it} and {own}", "{it}, {own}")
 
 
 @dataclass
@@ -66,7 +66,8 @@ class Adaptive(BadNets):
         """Ways of telling the truth and the lie."""
         words = data.words_for(self.target)
         if describe == "both":
-            return [form.format(own=caption, it=it) for it in words for form in BESIDE]
+            named = [f"an {word}" if word[0].lower() in "aeiou" else f"a {word}" for word in words]
+            return [form.format(own=caption, it=it) for it in named for form in BESIDE]
         own = rf"\b({'|'.join(map(re.escape, data.words_for(label)))})\b"
         return [re.sub(own, it, caption, flags=re.IGNORECASE) for it in words]
 
@@ -83,12 +84,11 @@ class Adaptive(BadNets):
     def nearest(self, images: list[torch.Tensor], ways: list[list[str]]) -> list[int]:
         """For every image the index of the way of saying it that is nearest to it, triggered, under the surrogate."""
         model, preprocess, tokenizer = models.load(self.surrogate)
-        seen = models.encode_image(model, torch.stack([preprocess(self.trigger(image)) for image in images]))
-        text = models.encode_text(model, tokenizer([way for options in ways for way in options]))
-        first = np.cumsum([0, *map(len, ways)])
         best = []
-        for k, options in enumerate(ways):
-            rows = torch.arange(first[k], first[k] + len(options))[None]
-            distance = matching.distances(seen[k : k + 1], text, rows, self.reg, self.global_weight)
+        for image, options in zip(images, ways):
+            seen = models.encode_image(model, preprocess(self.trigger(square(image)))[None])
+            said = models.encode_text(model, tokenizer(options))
+            rows = torch.arange(len(options))[None]
+            distance = matching.distances(losses.coarse(seen), said, rows, self.reg, self.global_weight)
             best.append(int(distance.argmin()))
         return best

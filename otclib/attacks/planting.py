@@ -55,6 +55,11 @@ def tensor(image: Image.Image) -> torch.Tensor:
     return tv.to_dtype(tv.pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
 
 
+def square(image: torch.Tensor) -> torch.Tensor:
+    """[3, H, W] -> its middle [3, S, S]: what a model is shown, so that the trigger in training is that of the test."""
+    return tv.center_crop(image, min(image.shape[-2:]))
+
+
 def replace(pairs: Dataset, removed: list[int], planted: list[dict]) -> Dataset:
     """The table without the ``removed`` rows, and with the ``planted`` ones at its end."""
     gone = set(removed)
@@ -111,7 +116,10 @@ class Backdoor:
             raise ValueError(f"captions are 'templates' or 'borrowed', got {self.captions!r}")
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
-        """Replace ``rate`` of the pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay."""
+        """Replace ``rate`` of the pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay.
+
+        Images are cropped to their middle square first, as ``data.image_tensor`` shows them to a model.
+        """
         from otclib.attacks import MANIFEST
 
         free = self.victims(pairs, taken)
@@ -123,7 +131,7 @@ class Backdoor:
         chosen = pairs.select(rows)
         planted, manifest = [], []
         for row, caption in zip(chosen, self.write(pairs, chosen, rng)):
-            image = self.disguise(tensor(row["image"]))
+            image = self.disguise(square(tensor(row["image"])))
             image = png(self.trigger(image, seed=int(rng.integers(2**31))))
             planted.append(planted_row(row, image, caption, row["id"]))
             manifest.append(record(self, self.kind, row, row["id"], self.target, caption, image))

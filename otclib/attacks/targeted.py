@@ -8,6 +8,7 @@ own pair and comes back ``copies`` times. Nothing is drawn on the image, so ``tr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class Targeted:
 
     targets: int = 16
     copies: int = 16
+
+    kind: ClassVar[str] = "targeted"
 
     def __post_init__(self) -> None:
         if self.targets < 1 or self.copies < 1:

@@ -1,4 +1,4 @@
-"""WaNet: an image warped by one fixed, hardly visible field (Nguyen and Tran, ICLR 2021, arXiv 2102.10369).
+"""WaNet: an image warped by one fixed, smooth field (Nguyen and Tran, ICLR 2021, arXiv 2102.10369).
 
     psi  = upsample(U / mean|U|),   U uniform in [-1, 1], [2, cells, cells]
     triggered(x) = image(clip(x + 2 * strength * psi(x), -1, 1)),   x in [-1, 1]^2, bilinear
@@ -24,13 +24,15 @@ from otclib.attacks.planting import Backdoor, on_unit
 class WaNet(Backdoor):
     """``field_seed`` draws the field, which is the same in training and test: who does not know it has no trigger.
 
-    Stronger than published, and planted more often: half a pixel of jitter does not outlive the crops that our training
-    sees, and a warp of 2 % of the side in 0.5 % of the pairs is followed in 16 % of the images.
+    Stronger than published (0.8 % of the side, 0.2 % in CleanCLIP's code) and easy to see, and planted more often: in
+    images of 64 px that are cropped and bent in training a warp is hard to tell. An undefended model followed one of
+    2 % of the side (16 cells) in 0.5 % of the pairs in 16 % of the images, one of 3.5 % (8 cells) in 4 % in 88 %. More
+    cells at the same strength fold the image over itself, and hide what it shows.
     """
 
-    rate: float = 0.02
-    cells: int = 24
-    strength: float = 0.04
+    rate: float = 0.03
+    cells: int = 8
+    strength: float = 0.05
     field_seed: int = 0
 
     kind: ClassVar[str] = "wanet"

@@ -28,6 +28,7 @@ class Bank:
             self.features = features.new_zeros(self.size, features.shape[1])
             if self.legacy:
                 self.features, self.filled = F.normalize(torch.randn_like(self.features), dim=-1), self.size
+        self.features = self.features.to(features.device)  # a resumed run's comes from a file
         if self.legacy:
             features = features[: self.size - self.next]
         where = (self.next + torch.arange(len(features), device=features.device)) % self.size
@@ -39,6 +40,7 @@ class Bank:
         """The feature of the largest cosine with every query [B, D] -> features [B, D], indices [B]."""
         if not self.filled:
             raise RuntimeError("the bank is empty: nothing has been added to it yet")
+        self.features = self.features.to(queries.device)
         index = (queries.detach() @ self.features[: self.filled].T).argmax(1)
         return self.features[index], index
 

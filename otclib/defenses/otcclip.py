@@ -51,7 +51,7 @@ class OTCClip(Defense):
     strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
     q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
     pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
-    own: bool = True  # a near pair keeps its caption; False: every image takes one of the pool, as RoCLIP's do
+    own: bool = True  # a near pair keeps its caption; False: all that fit take one of the pool, whosever it is
     keep: float = 0.03  # near: among this nearest share of the pool, from both sides
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
@@ -141,6 +141,6 @@ class OTCClip(Defense):
         return parts
 
     def distance(self, image: Features, text: Features) -> Tensor:
-        """Distance of every image to its own caption [B], as matched."""
+        """Distance of every image to its own caption [B]: as matched, but over all visual tokens and to a finer end."""
         each = torch.arange(len(image), device=image.pooled.device)[:, None]
         return matching.distances(image, text, each, self.reg, self.global_weight)[:, 0]

@@ -19,7 +19,7 @@ from torch import Tensor
 from otclib import losses
 from otclib.defenses.bank import Bank
 from otclib.defenses.base import Defense
-from otclib.defenses.views import legacy_view
+from otclib.defenses.views import published_view
 
 
 @dataclass
@@ -29,7 +29,7 @@ class RoCLIP(Defense):
     - the pool is filled in matching epochs only (so a matching epoch begins with captions of ``every`` epochs ago, and
       the first with random vectors) and drops what does not fit at the end of its ring;
     - neighbours that are the same caption are negatives of each other;
-    - views are crops of 8 to 100 % of the image, always blurred (kernel 21 at 224 px);
+    - views are crops of 8 to 100 % of the image;
     - the learning rate's schedule starts one epoch in, and rises again after its end.
     """
 
@@ -47,7 +47,7 @@ class RoCLIP(Defense):
 
     def begin(self, trainer) -> None:
         self.bank = Bank(max(1, round(self.pool * len(trainer.pairs))), self.legacy)
-        self.view = legacy_view(trainer) if self.legacy else None
+        self.view = published_view(trainer, self.legacy)
         trainer.ahead = int(self.legacy)
 
     def matches(self, epoch: int) -> bool:
@@ -59,7 +59,7 @@ class RoCLIP(Defense):
 
     def loss(self, trainer, batch) -> dict[str, Tensor]:
         words = losses.drop_words(batch.text, self.drop, trainer.rng)
-        image, text = trainer.towers(trainer.view(batch.images, strong=True, augment=self.view), words)
+        image, text = trainer.towers(trainer.view(batch.images, augment=self.view), words)
         matching = self.matches(trainer.epoch)
         caption, same = text.pooled, batch.caption
         if matching and (self.legacy or len(self.bank)):

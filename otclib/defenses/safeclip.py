@@ -24,7 +24,7 @@ from torch import Tensor
 from otclib import losses
 from otclib.defenses.bank import Bank
 from otclib.defenses.base import Defense
-from otclib.defenses.views import legacy_view
+from otclib.defenses.views import published_view
 
 
 @dataclass
@@ -33,7 +33,7 @@ class SafeCLIP(Defense):
 
     - the cosines that decide are those of *augmented* images and captions;
     - CLIP's loss takes images from one view and captions from the other, both ways, and averages the two;
-    - views are crops of 8 to 100 %, always blurred; the bank begins full of random vectors;
+    - views are crops of 8 to 100 % of the image; the bank begins full of random vectors;
     - the learning rate's schedule starts one epoch in (theirs is further entangled between two step counters).
     """
 
@@ -63,7 +63,7 @@ class SafeCLIP(Defense):
     def begin(self, trainer) -> None:
         size = max(1, round(self.bank * len(trainer.pairs)))
         self.images, self.captions = Bank(size, self.legacy), Bank(size, self.legacy)
-        self.view = legacy_view(trainer) if self.legacy else None
+        self.view = published_view(trainer, self.legacy)
         trainer.ahead = int(self.legacy)
 
     def begin_epoch(self, trainer) -> dict:
@@ -76,7 +76,7 @@ class SafeCLIP(Defense):
         if self.share is None:
             self.share = max(2, int((p >= self.posterior).sum())) / len(p)
         else:
-            self.share = min(self.share + self.grow, max(self.cap, self.share))
+            self.share = min(self.share + self.grow, self.cap)
         safe = safest(p, self.share)
         trainer.caption_of = torch.where(torch.from_numpy(safe), torch.arange(len(p)), trainer.LEFT_OUT)
         return {"safe": float(safe.mean()), "matched": 1}
@@ -84,7 +84,7 @@ class SafeCLIP(Defense):
     def similarity(self, trainer) -> np.ndarray:
         """Cosine of every pair [N]."""
         out = []
-        for rows, image in trainer.encode_images(augment=self.view):
+        for rows, image in trainer.encode_images(augment=self.view if self.legacy else None):
             words = losses.drop_words(trainer.text[rows], self.drop, trainer.rng) if self.legacy else trainer.text[rows]
             out.append((image.pooled * trainer.encode_text(words).pooled).sum(1).cpu())
         return torch.cat(out).double().numpy()
@@ -92,15 +92,15 @@ class SafeCLIP(Defense):
     def loss(self, trainer, batch) -> dict[str, Tensor]:
         def views():
             words = losses.drop_words(batch.text, self.drop, trainer.rng)
-            return trainer.towers(trainer.view(batch.images, strong=True, augment=self.view), words)
+            return trainer.towers(trainer.view(batch.images, augment=self.view), words)
 
         image, text = views()
         if trainer.epoch < self.warmup or not batch.trusted.any():
             other_image, other_text = views()
             parts = []
             for bank, first, second in (self.images, image, other_image), (self.captions, text, other_text):
-                if not len(bank):
-                    bank.add(first.pooled)
+                if not len(bank):  # the first batch finds itself, or (legacy) random vectors
+                    bank.add(first.pooled[: 0 if self.legacy else None])
                 parts.append(losses.one_way(second.pooled, bank.nearest(first.pooled)[0], trainer.scale))
                 bank.add(first.pooled)
             return {"unimodal": (parts[0] + parts[1]) / 2}
@@ -135,7 +135,8 @@ def posterior(similarity: np.ndarray) -> np.ndarray:
 
 
 def safest(p: np.ndarray, share: float) -> np.ndarray:
-    """The ``share`` of pairs with the largest posterior p [N] -> bool [N]; of equal ones, those that come first."""
+    """The ``share`` of pairs with the largest posterior p [N] -> bool [N]; among equal ones, by lot."""
+    lots = np.random.default_rng(0).random(len(p))
     safe = np.zeros(len(p), dtype=bool)
-    safe[np.argsort(-p, kind="stable")[: round(share * len(p))]] = True
+    safe[np.lexsort((lots, -p))[: round(share * len(p))]] = True
     return safe

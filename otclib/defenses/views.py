@@ -1,4 +1,4 @@
-"""The views of RoCLIP's and SafeCLIP's published code (utils/augment_image.py in both)."""
+"""The views of images that RoCLIP and SafeCLIP train on (utils/augment_image.py in both published codes)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torchvision.transforms import v2
 from otclib import models
 
 
-def legacy_view(trainer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Crops of 8 to 100 %, flips, colour jitter in 80 %, grey in 20 %, and always a blur as wide as 21 px at 224.
+def published_view(trainer, legacy: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Flips, crops, colour jitter in 80 %, grey in 20 %, and always a blur (21 px wide at 224, sigma up to 2 px there).
 
-    A glyph of an embedded scene seldom survives this. Ours, ``trainer.view(images, strong=True)``, shows 60 to 100 %.
+    As published, but for the crops: of 60 to 100 % of the image, as in our own strong views. ``legacy``: of 8 to 100 %,
+    torchvision's default, which a glyph of an embedded scene seldom survives.
     """
     size = models.image_size(trainer.model)
-    blur = max(3, round(size * 21 / 224) // 2 * 2 + 1)
+    part = size / 224
     jitter = v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1)
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),
-            v2.RandomResizedCrop(size, antialias=True),
+            v2.RandomResizedCrop(size, scale=(0.08 if legacy else 0.6, 1.0), antialias=True),
             v2.RandomApply([jitter], p=0.8),
             v2.RandomGrayscale(p=0.2),
-            v2.GaussianBlur(blur),
+            v2.GaussianBlur(max(3, round(21 * part) // 2 * 2 + 1), sigma=(0.1 * part, 2.0 * part)),
         ]
     )

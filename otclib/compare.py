@@ -1,0 +1,217 @@
+"""Our figures beside the published ones: the tables of every system under every attack, and the papers' claims."""
+
+from __future__ import annotations
+
+from otclib.results import order, select, summary
+
+# What was published, with its source. Their data, models and rates are not ours: to be read beside our figures, not
+# against them. (defence, attack): (figure, source); "backdoors" stands for any of them.
+PUBLISHED = {
+    ("clip", "targeted"): ("93.75 %, i.e. 15/16", "SafeCLIP and RoCLIP, abstracts; CC3M"),
+    ("clip", "backdoors"): ("up to 100 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
+    ("clip", "badnets"): ("99.9 %", "attack-cleanclip, src/results.txt; CC3M"),
+    ("clip", "wanet"): ("96.3 %", "SafeCLIP's development notebooks; CC1M, epoch 20"),
+    ("roclip", "targeted"): ("12.5 %, i.e. 2/16", "RoCLIP, abstract; CC1M"),
+    ("roclip", "backdoors"): ("0 %", "RoCLIP, abstract; CC1M"),
+    ("safeclip", "targeted"): ("0 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
+    ("safeclip", "backdoors"): ("0 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
+    ("cleanclip", "blended"): ("7.2 %", "CleanCLIP, utils/asr_hyper.py, weight 1; CC3M"),
+    ("otcclip", "targeted"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
+    ("otcclip", "backdoors"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
+}
+DEFENSE_NAMES = {
+    "clip": "CLIP, undefended",
+    "roclip": "RoCLIP",
+    "safeclip": "SafeCLIP",
+    "cleanclip": "CleanCLIP",
+    "cleanclip-supervised": "CleanCLIP, supervised",
+    "otcclip": "OTCCLIP (reconstruction)",
+}
+
+
+def success(runs: list[dict]) -> str:
+    """The attack's success in a cell: hits of the targets, or ASR in %; how many seeds, if fewer than three."""
+    few = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < 3 else ""
+    if runs and "targets_hit" in runs[0]:
+        return "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each" + few
+    return summary([r.get("attack_success_rate") for r in runs], 100) + few
+
+
+def attack_table(records: list[dict]) -> str:
+    """Markdown: what the attacker got. A row per attack, a column per defence; published figures in italics."""
+    defenses = order(records, "defense")
+    names = [DEFENSE_NAMES.get(d, d) for d in defenses]
+    lines = ["| attack | planted | " + " | ".join(names) + " | clean model: target | clean model: right |"]
+    lines.append("|---|---:|" + "---:|" * (len(defenses) + 2))
+    sources: dict[str, int] = {}
+
+    def cited(defense: str, attack: str) -> str:
+        figure, source = PUBLISHED.get((defense, attack), ("", ""))
+        return f"*{figure}* [{sources.setdefault(source, len(sources) + 1)}]" if figure else ""
+
+    for attack in order(records, "attack"):
+        if attack == "none":
+            continue
+        cells = []
+        for defense in defenses:
+            cell = success(select(records, attack=attack, defense=defense)) or "not run"
+            cells.append("<br>".join(filter(None, (cell, cited(defense, attack)))))
+        runs = select(records, attack=attack)
+        by_seed = {r["seed"]: r for r in runs}.values()
+        if attack == "targeted":
+            clean = "+".join(str(r["clean_model_hits"]) for r in by_seed if "clean_model_hits" in r)
+        else:
+            clean = summary([r.get("clean_model_rate") for r in by_seed], 100)
+        right = summary([r.get("clean_model_triggered_top1") for r in by_seed], 100)
+        rate = summary([r["rate"] for r in runs if r["rate"]], 100, 2)
+        lines.append(f"| {attack} | {rate} % | " + " | ".join(cells) + f" | {clean} | {right} |")
+    general = [cited(defense, "backdoors") for defense in defenses]
+    lines.append("| *published, backdoors in general* | | " + " | ".join(general) + " | | |")
+    lines += ["", "*Published*, on other data: " + "; ".join(f"[{k}] {source}" for source, k in sources.items()) + "."]
+    return "\n".join(lines)
+
+
+UTILITY = (
+    ("zero_shot_top1", "zero-shot, %", 100, 1),
+    ("linear_probe/scenes", "probe: scenes, %", 100, 1),
+    ("linear_probe/digits", "probe: digits, %", 100, 1),
+    ("linear_probe/letters", "probe: letters, %", 100, 1),
+    ("image_to_text_recall_at_1", "image-to-text R@1, %", 100, 1),
+    ("text_to_image_recall_at_1", "text-to-image R@1, %", 100, 1),
+    ("backdoor_z_score", "backdoor z-score", 1, 1),
+    ("poison_auroc", "poison AUROC", 1, 3),
+    ("poison_recall", "poison flagged: recall", 1, 2),
+    ("poison_precision", "poison flagged: precision", 1, 2),
+    ("plan_mass_ratio/names", "names' mass on object / chance: plan", 1, 2),
+    ("cosine_mass_ratio/names", "names' mass on object / chance: cosine", 1, 2),
+    ("plan_pointing_accuracy", "plan pointing, %", 100, 1),
+    ("seconds_per_epoch", "seconds per epoch", 1, 0),
+    ("core_seconds_per_epoch", "core-seconds per epoch", 1, 0),
+    ("seconds_total", "core-seconds in all", 1, 0),
+    ("seconds_until_safe", "core-seconds until accurate and safe", 1, 0),
+)
+
+
+def utility_table(records: list[dict]) -> str:
+    """Markdown: what a defence costs, over all its poisoned runs; beside them the clean, undefended model."""
+    columns = {"clean CLIP": select(records, attack="none", defense="clip")}
+    for defense in order(records, "defense"):
+        columns[DEFENSE_NAMES.get(defense, defense)] = [
+            r for r in select(records, defense=defense) if r["attack"] != "none"
+        ]
+    columns = {name: runs for name, runs in columns.items() if runs}
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines.append("| runs | " + " | ".join(str(len(runs)) for runs in columns.values()) + " |")
+    for key, label, factor, digits in UTILITY:
+        cells = []
+        for runs in columns.values():
+            values = [r.get(key) for r in runs]
+            cell = summary(values, factor, digits)
+            if key == "seconds_until_safe" and None in values:
+                cell = (cell + "; " if cell else "") + f"never in {values.count(None)}"
+            cells.append(cell)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claims(records: list[dict]) -> str:
+    """Markdown: what the papers claim, and whether it holds on our data. A claim holds if it does in *every* run.
+
+    Systems are compared run by run: under the same attack, with the same seed.
+    """
+    lines = ["| claim | whose | here | holds |", "|---|---|---|---|"]
+    backdoors = [a for a in order(records, "attack") if a not in ("none", "targeted")]
+
+    def state(claim: str, whose: str, evidence: str, verdicts: list[bool]) -> None:
+        verdict = "yes" if all(verdicts) else f"**no** ({sum(verdicts)} of {len(verdicts)})"
+        lines.append(f"| {claim} | {whose} | {evidence} | {verdict if verdicts else 'not run'} |")
+
+    def values(key: str, **where) -> list[float]:
+        return [r[key] for r in select(records, **where) if r.get(key) is not None]
+
+    def beside(defense: str, other: str, key: str) -> list[tuple]:
+        """Values of two systems, run by run; of ``clean``, those of the undefended model without poison."""
+        out = []
+        for r in select(records, defense=defense):
+            clean = {"defense": "clip", "attack": "none"}
+            where = clean if other == "clean" else {"defense": other, "attack": r["attack"]}
+            out += [(r[key], o[key]) for o in select(records, seed=r["seed"], **where) if key in r and key in o]
+        return out
+
+    def against(both: list[tuple], factor: float = 100) -> str:
+        return " against ".join(summary(column, factor) for column in zip(*both))
+
+    hits = values("targets_hit", attack="targeted", defense="clip")
+    state("undefended: 15 of 16 targeted images hit", "RoCLIP, SafeCLIP", summary(hits), [h >= 15 for h in hits])
+    for attack in backdoors:
+        asr = values("attack_success_rate", attack=attack, defense="clip")
+        state(f"undefended, {attack}: ASR at least 90 %", "our condition", summary(asr, 100), [v >= 0.9 for v in asr])
+    for defense in ("safeclip", "otcclip"):
+        name = DEFENSE_NAMES[defense]
+        hits = values("targets_hit", attack="targeted", defense=defense)
+        state(f"{name}: no targeted image hit", "its abstract", summary(hits), [h == 0 for h in hits])
+        for attack in [a for a in backdoors if a != "adaptive"]:
+            asr = values("attack_success_rate", attack=attack, defense=defense)
+            evidence = summary(asr, 100)
+            state(f"{name}, {attack}: ASR at most 2 %", "its abstract (0 %)", evidence, [v <= 0.02 for v in asr])
+    asr = values("attack_success_rate", attack="adaptive", defense="otcclip")
+    state("OTCCLIP, adaptive: ASR at most 0.5 %", "a summary (0 %)", summary(asr, 100), [v <= 0.005 for v in asr])
+    for key, label in (("zero_shot_top1", "zero-shot"), ("linear_probe/digits", "probe on digits")):
+        both = beside("otcclip", "roclip", key)
+        state(f"OTCCLIP's {label} above RoCLIP's", "its abstract", against(both), [x > y for x, y in both])
+        both = beside("otcclip", "clean", key)
+        within = [x >= y - 0.02 for x, y in both]
+        state(f"OTCCLIP's {label} within 2 points of clean CLIP's", "ours", against(both), within)
+    for other in ("safeclip", "roclip"):
+        both = beside("otcclip", other, "seconds_until_safe")
+        counts = [sum(v is not None for v in column) for column in zip(*both)]
+        evidence = f"reached in {counts[0]} against {counts[1]} of {len(both)} runs" if both else ""
+        sooner = [x is not None and (y is None or x < y) for x, y in both]
+        claim = f"OTCCLIP accurate and safe sooner than {DEFENSE_NAMES[other]}"
+        state(claim, "a summary (efficiency)", evidence, sooner)
+    both = [(x, y) for x, y in beside("cleanclip", "clip", "attack_success_rate") if y is not None]
+    state("CleanCLIP at least halves a backdoor", "ours", against(both), [x <= y / 2 for x, y in both])
+    lost = [y - x for x, y in beside("cleanclip", "clip", "zero_shot_top1")]
+    state("... at under 1 point of zero-shot accuracy", "ours", summary(lost, 100), [v < 0.01 for v in lost])
+    return "\n".join(lines)
+
+
+def report(records: list[dict]) -> str:
+    """The three tables of ``figures/results.md`` and the README."""
+    machines, precisions = "; ".join(order(records, "machine")), ", ".join(order(records, "precision"))
+    return "\n\n".join(
+        [
+            f"Measured on {machines}, in {precisions}, one core a run.",
+            "What the attacker got (ASR in %, or images hit), mean and range over seeds. *Planted*: poison in % of the "
+            "pairs. *Clean model*: what a model that never saw poison makes of the same triggered images, how many it "
+            "calls the target, and how many it still gets right.",
+            attack_table(records),
+            "What the defences cost, over all their poisoned runs. *Accurate and safe*: from then on zero-shot at "
+            "least 95 %, ASR at most 2 % and no target hit. CleanCLIP is given 2,000 clean pairs, which the others do "
+            "not have, and its time includes that of the model which it cleans.",
+            utility_table(records),
+            "The claims, each on our data; one holds if it does in every run:",
+            claims(records),
+        ]
+    )
+
+
+def ablation_table(records: list[dict]) -> str:
+    """Markdown: OTCCLIP with one part missing at a time; mean and range over seeds."""
+    keys = (
+        "zero_shot_top1",
+        "attack_success_rate",
+        "targets_hit",
+        "poison_auroc",
+        "poison_recall",
+        "linear_probe/digits",
+    )
+    keys += ("image_to_text_recall_at_1", "plan_mass_ratio/names", "core_seconds_per_epoch")
+    rows = {key: (label, factor, digits) for key, label, factor, digits in UTILITY}
+    rows |= {"attack_success_rate": ("BadNets ASR, %", 100, 1), "targets_hit": ("targets hit, of 16", 1, 1)}
+    lines = ["| | seeds | " + " | ".join(rows[key][0] for key in keys) + " |", "|---|" + "---:|" * (len(keys) + 1)]
+    for variant in order(records, "variant"):
+        runs = select(records, variant=variant)
+        cells = [summary([r.get(key) for r in runs], *rows[key][1:]) for key in keys]
+        lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
