@@ -16,6 +16,8 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -145,7 +147,7 @@ def run_all(
     unfinished = set(pending)
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, _prepare, (threads, os.getpid())) as pool:
         while pending or running:
             late = minutes is not None and time.monotonic() - start > 60 * minutes
             ready = [] if late else [job for job in pending if not unfinished & set(job.needs())]
@@ -161,6 +163,18 @@ def run_all(
                 else:
                     unfinished.discard(job)
                     yield job, future.result()
+
+
+def _prepare(threads: int, parent: int) -> None:
+    """In a new worker: its share of the cores, and an end when the table's own process is killed."""
+    torch.set_num_threads(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def record(job: Job, out: Path) -> dict:
