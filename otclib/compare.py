@@ -181,7 +181,7 @@ def report(records: list[dict]) -> str:
     machines, precisions = "; ".join(order(records, "machine")), ", ".join(order(records, "precision"))
     return "\n\n".join(
         [
-            f"Measured on {machines}, in {precisions}, one core a run.",
+            f"{len(records)} runs on {machines}, in {precisions}, one core each. A cell of fewer than 3 seeds says so.",
             "What the attacker got (ASR in %, or images hit), mean and range over seeds. *Planted*: poison in % of the "
             "pairs. *Clean model*: what a model that never saw poison makes of the same triggered images, how many it "
             "calls the target, and how many it still gets right.",

@@ -1,11 +1,17 @@
 """The table: which runs, in which order, resumed, recorded, and shown beside what was published."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from otclib import compare, plots, results, table
 from otclib.table import Job
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_jobs_come_after_what_they_need():
@@ -77,6 +83,40 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capfd):
             + ["--attacks", "badnets", "--defenses", "clip", "--size", "200", "--epochs", "1"]
         )
     assert "failed: ValueError: out must be a folder" in capfd.readouterr().out
+
+
+KILLED = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from otclib import table
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, table._prepare, (1, os.getpid())) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 100).result()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the worker in /proc")
+def test_a_killed_table_leaves_no_worker_behind(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _runs(worker)
+
+
+def _runs(pid: int) -> bool:
+    """Is the process there, and not merely waiting to be buried?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_only_what_is_asked_for_goes_into_the_readme(small_table):
