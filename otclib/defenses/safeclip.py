@@ -37,11 +37,12 @@ class SafeCLIP(Defense):
     - the learning rate's schedule starts one epoch in (theirs is further entangled between two step counters).
     """
 
+    epochs: int = 16
     warmup: int = 3  # published: 5 of 32
     slow_epochs: int = 2  # published: 1, of a million pairs
     slow: float = 0.3  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
     posterior: float = 0.9
-    grow: float = 0.05  # published: 0.01
+    grow: float = 0.05  # published: 0.01 over 26 epochs
     cap: float = 0.85
     bank: float = 0.02  # share of the pairs: 21,845 of 1M, 2,048 of COCO
     drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
