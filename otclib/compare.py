@@ -79,6 +79,7 @@ UTILITY = (
     ("image_to_text_recall_at_1", "image-to-text R@1, %", 100, 1),
     ("text_to_image_recall_at_1", "text-to-image R@1, %", 100, 1),
     ("backdoor_z_score", "backdoor z-score", 1, 1),
+    ("clean_model_z_score", "... of the clean model", 1, 1),
     ("poison_auroc", "poison AUROC", 1, 3),
     ("poison_recall", "poison flagged: recall", 1, 2),
     ("poison_precision", "poison flagged: precision", 1, 2),

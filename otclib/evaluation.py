@@ -192,7 +192,7 @@ def evaluate(
     clean : the run folder of an undefended model that was trained without poison, to compare the attack with.
 
     Keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``, ``targets_right``,
-    ``targets``; ``clean_model_rate``, ``clean_model_hits`` (if there is a ``clean`` run); ``backdoor_z_score``;
+    ``targets``; ``clean_model_rate``, ``_hits``, ``_triggered_top1``, ``_z_score`` (given ``clean``); ``backdoor_z_score``;
     ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``); ``image_to_text_recall_at_1``, ``_5``,
     ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the
     training set), ``poison_recall`` and ``poison_precision`` (planted pairs among those that the defence did not leave
@@ -224,8 +224,9 @@ def evaluate(
         metrics |= trigger_metrics(model, manifest, images)
         if clean is not None:
             other, _, words = models.load(Path(clean) / "model.safetensors")
-            found = attack_metrics(other, words, manifest, test, images)
+            found = attack_metrics(other, words, manifest, test, images) | trigger_metrics(other, manifest, images)
             names = {"attack_success_rate": "rate", "triggered_top1": "triggered_top1", "targets_hit": "hits"}
+            names["backdoor_z_score"] = "z_score"
             metrics |= {f"clean_model_{name}": found[key] for key, name in names.items() if key in found}
         if (run / "head.safetensors").exists():
             metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images)

@@ -159,6 +159,7 @@ def test_a_clean_run_is_compared_with(runs, poisoned, tmp_path):
     assert metrics["clean_model_rate"] == metrics["attack_success_rate"]
     assert metrics["clean_model_triggered_top1"] == metrics["triggered_top1"]
     assert metrics["clean_model_hits"] == metrics["targets_hit"]
+    assert metrics["clean_model_z_score"] == pytest.approx(metrics["backdoor_z_score"])
     assert "clean_model_rate" not in results.read(runs["clip"])
     with pytest.raises(FileNotFoundError, match="clean run"):
         otclib.train(poisoned[0], defense="clip", out=tmp_path / "new", clean=tmp_path / "nowhere")

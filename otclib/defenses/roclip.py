@@ -34,15 +34,16 @@ class RoCLIP(Defense):
     """
 
     every: int = 2  # K
+    first: int = 0  # no matching before so many epochs
     pool: float = 0.02  # share of the pairs: 21,845 of 1M in the authors' runs
     drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
     legacy: bool = False
 
     def __post_init__(self) -> None:
-        if self.every < 1 or not 0 < self.pool <= 1 or not 0 <= self.drop < 1:
+        if self.every < 1 or self.first < 0 or not 0 < self.pool <= 1 or not 0 <= self.drop < 1:
             raise ValueError(
-                f"every is at least 1, pool lies in (0, 1] and drop in [0, 1), "
-                f"got {self.every}, {self.pool}, {self.drop}"
+                f"every is at least 1, first at least 0, pool lies in (0, 1] and drop in [0, 1), "
+                f"got {self.every}, {self.first}, {self.pool}, {self.drop}"
             )
 
     def begin(self, trainer) -> None:
@@ -52,7 +53,7 @@ class RoCLIP(Defense):
 
     def matches(self, epoch: int) -> bool:
         """Is this epoch (counted from 0) a matching epoch?"""
-        return (epoch + 1) % self.every == 0
+        return epoch >= self.first and (epoch + 1) % self.every == 0
 
     def begin_epoch(self, trainer) -> dict:
         return {"matched": int(self.matches(trainer.epoch))}
