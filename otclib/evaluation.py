@@ -36,6 +36,12 @@ from otclib.transport import sinkhorn
 
 GROUNDING_PAIRS = 500  # val pairs on which plans are scored
 GROUNDING_REG = 0.1
+OF_A_CLEAN_MODEL = {  # what is measured of it, and what that is called
+    "attack_success_rate": "rate",
+    "targets_hit": "hits",
+    "triggered_top1": "triggered_top1",
+    "backdoor_z_score": "z_score",
+}
 
 
 @torch.no_grad()
@@ -192,7 +198,7 @@ def evaluate(
     clean : the run folder of an undefended model that was trained without poison, to compare the attack with.
 
     Keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``, ``targets_right``,
-    ``targets``; ``clean_model_rate``, ``_hits``, ``_triggered_top1``, ``_z_score`` (given ``clean``); ``backdoor_z_score``;
+    ``targets``; given ``clean``, ``clean_model_rate``, ``_hits``, ``_triggered_top1``, ``_z_score``; ``backdoor_z_score``;
     ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``); ``image_to_text_recall_at_1``, ``_5``,
     ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the
     training set), ``poison_recall`` and ``poison_precision`` (planted pairs among those that the defence did not leave
@@ -225,9 +231,7 @@ def evaluate(
         if clean is not None:
             other, _, words = models.load(Path(clean) / "model.safetensors")
             found = attack_metrics(other, words, manifest, test, images) | trigger_metrics(other, manifest, images)
-            names = {"attack_success_rate": "rate", "triggered_top1": "triggered_top1", "targets_hit": "hits"}
-            names["backdoor_z_score"] = "z_score"
-            metrics |= {f"clean_model_{name}": found[key] for key, name in names.items() if key in found}
+            metrics |= {f"clean_model_{name}": found[key] for key, name in OF_A_CLEAN_MODEL.items() if key in found}
         if (run / "head.safetensors").exists():
             metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images)
         own = "scenes" if config["scenes"] else "test"
