@@ -198,7 +198,8 @@ def evaluate(
     clean : the run folder of an undefended model that was trained without poison, to compare the attack with.
 
     Keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``, ``targets_right``,
-    ``targets``; given ``clean``, ``clean_model_rate``, ``_hits``, ``_triggered_top1``, ``_z_score``; ``backdoor_z_score``;
+    ``targets``; ``backdoor_z_score``; given ``clean``, ``clean_model_`` ``rate``, ``hits``,
+    ``triggered_top1``, ``z_score``;
     ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``); ``image_to_text_recall_at_1``, ``_5``,
     ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the
     training set), ``poison_recall`` and ``poison_precision`` (planted pairs among those that the defence did not leave
