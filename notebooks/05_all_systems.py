@@ -55,7 +55,7 @@ images = otclib.data.image_tensor(test.select([3, 11]), 64)
 triggered = {n: otclib.attacks.load(n).trigger(images).permute(0, 2, 3, 1).numpy() for n in otclib.attacks.ATTACKS}
 triggered.pop("targeted")
 fig = plots.triggers(images.permute(0, 2, 3, 1).numpy(), triggered)
-fig.savefig(figures / "triggers.png", dpi=150)
+fig.savefig(figures / "triggers.png", dpi=90)
 
 # %% [markdown]
 # ## What the attacker gets
@@ -99,3 +99,17 @@ if (figures / "ablation.json").exists():
     fig = plots.ablation(ablated)
     fig.savefig(figures / "ablation.png", dpi=150)
     display(Markdown(compare.ablation_table(ablated)))
+
+# %% [markdown]
+# ## Summary
+#
+# - Every attack is measured by the same definition, on the same scenes, beside a model that never saw poison.
+# - A defence is more than a low ASR: what it costs in accuracy, retrieval and seconds stands in the same table.
+# - A claim that fails here fails on our data, at our scale, with our reconstruction; the record of every run is in
+#   `results.json`, so that one can say which.
+#
+# ## Exercises
+#
+# 1. Read `log.jsonl` of a RoCLIP run: ASR in its matching epochs and in the others. What would you report?
+# 2. Which attack leaves the clean model fewest right answers? What does its ASR then measure?
+# 3. Plant BadNets at twice its share and train `safeclip` with `grow=0.1`. What do you pay for the faster safe set?

@@ -15,7 +15,7 @@ from otclib import defenses, losses, results
 from otclib.defenses import safeclip
 from otclib.defenses.bank import Bank
 
-SHORT = {"roclip": {"every": 2}, "safeclip": {"warmup": 1, "slow_epochs": 1, "grow": 0.5}}
+SHORT = {"roclip": {"every": 2, "first": 0}, "safeclip": {"warmup": 1, "slow_epochs": 1, "grow": 0.5}}
 
 
 def unit(*shape, seed=0):
@@ -186,7 +186,7 @@ class StubBatch:
 
 def test_in_roclips_matching_epochs_images_meet_the_bank_and_captions_learn_nothing(runs_of):
     assert [line["matched"] for line in results.log(runs_of["roclip"])] == [0, 1, 0, 1]
-    method = defenses.load("roclip", every=2)
+    method = defenses.load("roclip", every=2, first=0)
     method.bank, method.view = Bank(10), None
     method.bank.add(unit(10, 8, seed=3))
     before = method.bank.features.clone()

@@ -64,3 +64,11 @@ def test_the_whole_story_fast(tmp_path):
 def test_a_chapter_alone_makes_what_it_lacks(tmp_path):
     demo.execute("04_attack_success", tmp_path / "alone.ipynb", {"out": str(tmp_path / "alone"), "fast": True})
     assert (tmp_path / "alone-fast" / "otcclip" / "metrics.json").exists()
+
+
+def test_the_table_chapter_alone(tmp_path):
+    demo.execute("05_all_systems", tmp_path / "alone.ipynb", {"out": str(tmp_path / "figures"), "fast": True})
+    assert (tmp_path / "figures-fast" / "results.json").exists() and (
+        tmp_path / "figures-fast" / "triggers.png"
+    ).exists()
+    assert not list(tmp_path.glob("README*"))

@@ -196,3 +196,8 @@ def test_claims_hold_only_if_they_do_in_every_run():
     assert worse["undefended, badnets: ASR at least 90 %"] == "**no** (1 of 2)"
     assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**no** (1 of 2)", "better on average is not enough"
     assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**no** (1 of 2)"
+
+
+def test_the_readme_shows_the_committed_records():
+    records = json.loads((ROOT / "figures" / "results.json").read_text())
+    assert compare.report(records) in (ROOT / "README.md").read_text()
