@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from otclib.plots import NAME
 from otclib.results import order, select, summary
 
 # What was published, with its source. Their data, models and rates are not ours: to be read beside our figures, not
@@ -19,14 +20,6 @@ PUBLISHED = {
     ("otcclip", "targeted"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
     ("otcclip", "backdoors"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
 }
-DEFENSE_NAMES = {
-    "clip": "CLIP, undefended",
-    "roclip": "RoCLIP",
-    "safeclip": "SafeCLIP",
-    "cleanclip": "CleanCLIP",
-    "cleanclip-supervised": "CleanCLIP, supervised",
-    "otcclip": "OTCCLIP (reconstruction)",
-}
 
 
 def success(runs: list[dict]) -> str:
@@ -40,7 +33,7 @@ def success(runs: list[dict]) -> str:
 def attack_table(records: list[dict]) -> str:
     """Markdown: what the attacker got. A row per attack, a column per defence; published figures in italics."""
     defenses = order(records, "defense")
-    names = [DEFENSE_NAMES.get(d, d) for d in defenses]
+    names = [NAME.get(d, d) for d in defenses]
     lines = ["| attack | planted | " + " | ".join(names) + " | clean model: target | clean model: right |"]
     lines.append("|---|---:|" + "---:|" * (len(defenses) + 2))
     sources: dict[str, int] = {}
@@ -97,9 +90,7 @@ def utility_table(records: list[dict]) -> str:
     """Markdown: what a defence costs, over all its poisoned runs; beside them the clean, undefended model."""
     columns = {"clean CLIP": select(records, attack="none", defense="clip")}
     for defense in order(records, "defense"):
-        columns[DEFENSE_NAMES.get(defense, defense)] = [
-            r for r in select(records, defense=defense) if r["attack"] != "none"
-        ]
+        columns[NAME.get(defense, defense)] = [r for r in select(records, defense=defense) if r["attack"] != "none"]
     columns = {name: runs for name, runs in columns.items() if runs}
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     lines.append("| runs | " + " | ".join(str(len(runs)) for runs in columns.values()) + " |")
@@ -148,7 +139,7 @@ def claims(records: list[dict]) -> str:
         asr = values("attack_success_rate", attack=attack, defense="clip")
         state(f"undefended, {attack}: ASR at least 90 %", "our condition", summary(asr, 100), [v >= 0.9 for v in asr])
     for defense in ("safeclip", "otcclip"):
-        name = DEFENSE_NAMES[defense]
+        name = NAME[defense]
         hits = values("targets_hit", attack="targeted", defense=defense)
         state(f"{name}: no targeted image hit", "its abstract", summary(hits), [h == 0 for h in hits])
         for attack in [a for a in backdoors if a != "adaptive"]:
@@ -168,7 +159,7 @@ def claims(records: list[dict]) -> str:
         counts = [sum(v is not None for v in column) for column in zip(*both)]
         evidence = f"reached in {counts[0]} against {counts[1]} of {len(both)} runs" if both else ""
         sooner = [x is not None and (y is None or x < y) for x, y in both]
-        claim = f"OTCCLIP accurate and safe sooner than {DEFENSE_NAMES[other]}"
+        claim = f"OTCCLIP accurate and safe sooner than {NAME[other]}"
         state(claim, "a summary (efficiency)", evidence, sooner)
     both = [(x, y) for x, y in beside("cleanclip", "clip", "attack_success_rate") if y is not None]
     state("CleanCLIP at least halves a backdoor", "ours", against(both), [x <= y / 2 for x, y in both])
