@@ -91,9 +91,11 @@ class Job:
         if not (run / "metrics.json").exists():
             return False
         options = ABLATION.get(self.variant, {}) | ({"epochs": epochs} if epochs else {})
+        method = otclib.defenses.load(self.defense, **options)
         wanted = {
             "precision": precision,
-            "options": dataclasses.asdict(otclib.defenses.load(self.defense, **options)),
+            "lr": method.LR,
+            "options": dataclasses.asdict(method),
             "attacks": sorted(planting.spec(attack, attack.kind) for attack in self.planned(out)),
         }
         found = results.config(run)

@@ -326,6 +326,7 @@ def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):
         ("roclip", {"pool": 0}),
         ("safeclip", {"posterior": 1.5}),
         ("safeclip", {"warmup": -1}),
+        ("safeclip", {"least": 0.9, "cap": 0.5}),
         ("cleanclip", {"clip": 0, "alone": 0}),
         ("otcclip", {"keep": 0}),
     ],

@@ -9,7 +9,9 @@ Yang, Gao, Mirzasoleiman, ICML 2024 (arXiv 2310.05862); code: BigML-CS-UCLA/Safe
               pairs an epoch, up to ``cap``: the pairs of the largest p. An epoch is one pass of the unimodal loss over
               the risky pairs, then one of CLIP's loss over the safe ones.
 
-A planted pair contradicts what both modalities know by themselves, so its cosine rises late.
+A planted pair contradicts what both modalities know by themselves, so its cosine rises late. A mixture of two can also
+fail: after too short a slow phase here, both Gaussians lie over each other and no posterior reaches 0.9 (seeds 0 and 11
+with two slow epochs); hence three, and ``least``.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ class SafeCLIP(Defense):
 
     epochs: int = 16
     warmup: int = 3  # published: 5 of 32
-    slow_epochs: int = 2  # published: 1, of a million pairs
+    slow_epochs: int = 3  # published: 1, of a million pairs
     slow: float = 0.3  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
     posterior: float = 0.9
+    least: float = 0.15  # the first safe set is no smaller, however few reach ``posterior`` (published: on resuming only)
     grow: float = 0.05  # published: 0.01 over 26 epochs
     cap: float = 0.85
     bank: float = 0.02  # share of the pairs: 21,845 of 1M, 2,048 of COCO
@@ -49,11 +52,13 @@ class SafeCLIP(Defense):
     legacy: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.posterior < 1 or not 0 <= self.grow <= 1 or not 0 < self.cap <= 1 or not 0 < self.bank <= 1:
+        if not 0 < self.posterior < 1 or not 0 <= self.grow <= 1 or not 0 < self.bank <= 1:
             raise ValueError(
-                f"posterior lies in (0, 1), grow in [0, 1], cap and bank in (0, 1], "
-                f"got {self.posterior}, {self.grow}, {self.cap}, {self.bank}"
+                f"posterior lies in (0, 1), grow in [0, 1], bank in (0, 1], "
+                f"got {self.posterior}, {self.grow}, {self.bank}"
             )
+        if not 0 < self.least <= self.cap <= 1:
+            raise ValueError(f"0 < least <= cap <= 1 must hold, got {self.least}, {self.cap}")
         if self.warmup < 0 or self.slow_epochs < 0 or not self.slow > 0 or not 0 <= self.drop < 1:
             raise ValueError(
                 f"warmup and slow_epochs are at least 0, slow is positive and drop in [0, 1), "
@@ -75,7 +80,7 @@ class SafeCLIP(Defense):
             return {}
         p = posterior(self.similarity(trainer))
         if self.share is None:
-            self.share = max(2, int((p >= self.posterior).sum())) / len(p)
+            self.share = max(self.least, float((p >= self.posterior).mean()))
         else:
             self.share = min(self.share + self.grow, self.cap)
         safe = safest(p, self.share)
