@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,8 +67,18 @@ def test_the_safe_set_grows_to_its_cap(runs_of):
     assert "loss/unimodal" in log[0] and "loss/contrastive" not in log[0], "warm-up: each modality alone"
     assert "loss/contrastive" in log[1] and "safe" not in log[1], "slow: all pairs"
     first, second = log[2]["safe"], log[3]["safe"]
-    assert second == pytest.approx(max(first, min(first + 0.5, 0.85)), abs=0.01)
+    assert first > 0.149 and second == pytest.approx(min(first + 0.5, 0.85), abs=0.01)
     assert "loss/unimodal" in log[2] and "loss/contrastive" in log[2], "risky pairs first, then safe ones"
+
+
+def test_a_mixture_that_separates_nothing_leaves_a_least_safe_set(monkeypatch):
+    method = otclib.defenses.load("safeclip", warmup=0, slow_epochs=0, least=0.2)
+    similarity = np.random.default_rng(0).normal(size=500)
+    assert (safeclip.posterior(similarity) >= 0.9).mean() < 0.2, "one Gaussian is no two"
+    monkeypatch.setattr(method, "similarity", lambda trainer: similarity)
+    trainer = SimpleNamespace(epoch=0, LEFT_OUT=-1)
+    assert method.begin_epoch(trainer)["safe"] == 0.2
+    assert int((trainer.caption_of >= 0).sum()) == 100
 
 
 # -- the bank --------------------------------------------------------------------------------------------------------

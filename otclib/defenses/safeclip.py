@@ -44,7 +44,7 @@ class SafeCLIP(Defense):
     slow_epochs: int = 3  # published: 1, of a million pairs
     slow: float = 0.3  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
     posterior: float = 0.9
-    least: float = 0.15  # the first safe set is no smaller, however few reach ``posterior`` (published: on resuming only)
+    least: float = 0.15  # of the pairs are safe at first, however few reach ``posterior`` (published: on resuming)
     grow: float = 0.05  # published: 0.01 over 26 epochs
     cap: float = 0.85
     bank: float = 0.02  # share of the pairs: 21,845 of 1M, 2,048 of COCO
