@@ -23,7 +23,7 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
@@ -137,13 +137,23 @@ def name_of(model: str | Path) -> str:
     return str(model).split(":", 1)[0]
 
 
-def save(model: nn.Module, path: str | Path, name: str) -> None:
-    """Write the weights as safetensors; ``open_clip.create_model_and_transforms(name, pretrained=path)`` reads them."""
+def save(model: nn.Module, path: str | Path, name: str, dtype: torch.dtype | None = None) -> None:
+    """Write the weights as safetensors; ``open_clip.create_model_and_transforms(name, pretrained=path)`` reads them.
+
+    ``dtype``: that of the numbers in the file, default the model's.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     save_file(state, str(part), metadata={"model": name, "format": "pt"})
     os.replace(part, path)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Read the weights of a file that ``save`` wrote, in any precision, into a model of the same architecture."""
+    model.load_state_dict(load_file(str(path)))
 
 
 def image_size(model: nn.Module) -> int:

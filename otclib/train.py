@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--lr", type=float, help="default the defence's own")
     p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     p.add_argument("--clean", help="a finished run without poison, to compare the attack with")
+    p.add_argument("--snapshots", action="store_true", help="keep the weights of every epoch, for the explorer")
     p.add_argument("--options", type=json.loads, default={}, help="the defence's options, as JSON")
     a = p.parse_args(arguments)
     try:
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
             lr=a.lr,
             precision=a.precision,
             clean=a.clean,
+            snapshots=a.snapshots,
             **a.options,
         )
     except (ValueError, FileNotFoundError) as error:

@@ -2,8 +2,9 @@
 
 A run folder holds ``config.json`` (what was asked), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line
 per epoch), ``pairs.parquet`` (for every pair: its distance, its fate, the caption it was given last),
-``model.safetensors`` and ``metrics.json``. While it is unfinished it also holds ``checkpoint.pt``, from which the same
-call goes on; calling it on a finished folder returns at once.
+``model.safetensors`` and ``metrics.json``, and with ``snapshots`` the weights after every epoch (``epochs/``). While it
+is unfinished it also holds ``checkpoint.pt``, from which the same call goes on; calling it on a finished folder returns
+at once.
 """
 
 from __future__ import annotations
@@ -228,6 +229,7 @@ def train(
     precision: str = "fp32",
     watch: Dataset | None = None,
     clean: str | Path | None = None,
+    snapshots: bool = False,
     progress: bool = True,
     **options,
 ) -> Path:
@@ -246,6 +248,8 @@ def train(
     watch : labelled images on which zero-shot accuracy and attack success are followed epoch by epoch.
         Default for the embedded scenes: 500 of the ``val`` scenes that hold one object.
     clean : the finished run of an undefended model without poison, with which ``evaluate`` compares the attack.
+    snapshots : write the weights after every epoch, ``epochs/01.safetensors`` and so on, in half precision, for the
+        explorer's epoch slider (14 MB each of the small model).
     progress : show a progress bar.
 
     Raises
@@ -352,6 +356,10 @@ def train(
             print(_spoken(defense, line, method.epochs), flush=True)
         log.append(line)
         trainer.epoch += 1
+        if snapshots:
+            (out / "epochs").mkdir(exist_ok=True)
+            file = out / "epochs" / f"{trainer.epoch:02d}.safetensors"
+            models.save(network, file, models.name_of(model), torch.float16)
         _checkpoint(out, trainer, method, log)
 
     _write_pairs(out, trainer, method)

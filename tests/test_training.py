@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 
 import otclib
-from otclib import results, training
+from otclib import models, results, training
 from otclib.defenses.otcclip import OTCClip
 
 
@@ -21,12 +22,26 @@ def test_run_folder(runs, poisoned):
             "pairs.parquet",
             "model.safetensors",
             "metrics.json",
+            *(["epochs"] if name == "otcclip" else []),
         }
         config = json.loads((run / "config.json").read_text())
         assert config["defense"] == name and config["pairs"] == len(table) and config["poisoned"] == len(manifest)
         assert Dataset.from_parquet(str(run / "manifest.parquet"))["id"] == manifest["id"]
         assert [line["epoch"] for line in results.log(run)] == [1, 2]
         assert Dataset.from_parquet(str(run / "pairs.parquet"))["id"] == table["id"]
+
+
+def test_snapshots_are_the_weights_after_every_epoch(runs):
+    folder = runs["otcclip"] / "epochs"
+    assert sorted(p.name for p in folder.iterdir()) == ["01.safetensors", "02.safetensors"]
+    first, last, final = (load_file(p) for p in (*sorted(folder.iterdir()), runs["otcclip"] / "model.safetensors"))
+    assert all(w.dtype == torch.float16 for w in last.values() if w.is_floating_point())
+    assert all(torch.equal(w, final[k].to(w.dtype)) for k, w in last.items())
+    assert any(not torch.equal(w, last[k]) for k, w in first.items())
+    network = otclib.models.load(folder / "01.safetensors")[0]
+    assert next(network.parameters()).dtype == torch.float32
+    models.load_weights(network, folder / "02.safetensors")
+    assert all(torch.equal(w, last[k].to(w.dtype)) for k, w in network.state_dict().items())
 
 
 def test_a_finished_run_is_returned_and_another_configuration_refused(runs, poisoned):

@@ -1,0 +1,428 @@
+"""The transport explorer: where every word of a caption goes on an image, in any model and after any epoch.
+
+    explorer = Explorer("runs/demo/otcclip", pairs, manifest=manifest)
+    explorer.show()                                  # widgets, in a notebook
+    explorer.figure(3, reg=0.05).savefig("plan.pdf")  # the same view, for papers and slides
+    explorer.save_html("plans.html")                 # the same view with working sliders, without a kernel
+
+The plan P is that of ``transport.sinkhorn`` on the cost C_nm = 1 - <v_n, t_m> of the image's tokens v_n (its places)
+and the caption's t_m, both evenly weighted; a word's mass is that of its tokens together. With ``unbalanced`` = rho a
+word may leave mass at home, for rho times the Kullback-Leibler divergence of what it gives from what it has.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+
+from otclib import data, models, plots, results
+from otclib.search import distances
+from otclib.tokens import TokenSets
+from otclib.transport import sinkhorn
+
+REGS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+MARGINALS = (3.0, 1.0, 0.3, 0.1, 0.03)  # rho of the words
+EXACT, NOWHERE = 0.0, -1  # on the sliders, which know no None: every word gives all that it has; no place is chosen
+LAST = "last"  # the name of a finished run's final weights, and of a model that has no epochs
+
+
+@dataclass
+class View:
+    """One image, one caption, one plan, and the captions that compete.
+
+    ``plan`` [N, W] float32 sums to the mass that is moved (1 unless unbalanced); ``weights`` [W] what every word has.
+    ``ranking``: for ``transport`` and ``cosine`` the rank of this caption (1: nearest) among ``pool`` + 1, and the
+    nearest captions with their distances.
+    """
+
+    image: np.ndarray  # [S, S, 3] uint8
+    caption: str
+    words: list[str]
+    plan: np.ndarray
+    weights: np.ndarray
+    grid: tuple[int, int]  # rows and columns of places
+    cost: float  # <P, C>
+    converged: bool
+    cosine: float  # 1 - cosine of the pooled features
+    reg: float
+    unbalanced: float | None
+    pool: int
+    ranking: dict[str, tuple[int, list[tuple[str, float]]]]
+    title: str = ""
+
+    def maps(self) -> np.ndarray:
+        """Every word's mass over the places, as a share of what it has [W, rows, columns]."""
+        return (self.plan / self.weights).T.reshape(len(self.words), *self.grid)
+
+    @property
+    def sharpest(self) -> int:
+        """The word whose mass lies on the fewest places (smallest entropy of its column)."""
+        share = self.plan / self.plan.sum(0).clip(1e-12)
+        return int((-share * np.log(share.clip(1e-12))).sum(0).argmin())
+
+
+class Explorer:
+    """Views of the pairs of a table under one or several models.
+
+    Parameters
+    ----------
+    runs : a run folder (with ``snapshots``, all its epochs), a weights file or an open_clip name; or {name: any of
+        these}.
+    pairs : a table with ``image`` and ``caption``, see ``otclib.data``.
+    manifest : what was planted; these pairs are marked, and both their captions are offered.
+    pool : so many captions of the table compete, drawn with ``seed``.
+
+    Raises
+    ------
+    ValueError : no pairs, an unknown model. FileNotFoundError : a folder without weights.
+    """
+
+    def __init__(
+        self,
+        runs: str | Path | Mapping[str, str | Path],
+        pairs: Dataset,
+        *,
+        manifest: Dataset | None = None,
+        pool: int = 500,
+        seed: int = 0,
+    ):
+        if not len(pairs):
+            raise ValueError("the explorer needs at least one pair, got an empty table")
+        if pool < 1:
+            raise ValueError(f"the pool needs at least 1 caption, got {pool}")
+        if not isinstance(runs, Mapping):
+            runs = {Path(runs).name: runs}
+        self.checkpoints = {name: _checkpoints(run) for name, run in runs.items()}
+        self.pairs = pairs
+        self.planted = {} if manifest is None else {row["id"]: row for row in manifest.remove_columns("image")}
+        self.captions = pairs["caption"][:]
+        self._ids = pairs["id"][:] if "id" in pairs.column_names else [None] * len(pairs)
+        drawn = np.random.default_rng(seed).permutation(len(pairs))
+        self.pool = list(dict.fromkeys(self.captions[k] for k in drawn))[:pool]
+        trained = all((Path(run) / "config.json").exists() for run in runs.values())
+        self.vocabulary = {w for c in self.captions for w in _words(c)} if trained else None
+        self._networks: dict[str, tuple[Path | str, nn.Module, object]] = {}
+        self._pools: OrderedDict[tuple, TokenSets] = OrderedDict()
+
+    # -- one view ----------------------------------------------------------------------------------------------------
+
+    def view(
+        self,
+        pair: int = 0,
+        caption: str | None = None,
+        *,
+        reg: float = 0.1,
+        unbalanced: float | None = None,
+        run: str | None = None,
+        epoch: str | None = None,
+        top: int = 5,
+    ) -> View:
+        """The image of a pair with its own caption, or another.
+
+        ``run`` and ``epoch``: default the first run, and its last weights.
+
+        Raises
+        ------
+        ValueError : no such pair, run or epoch; an empty caption; words that the model has never read (``unknown``).
+        """
+        run = next(iter(self.checkpoints)) if run is None else run
+        if run not in self.checkpoints:
+            raise ValueError(f"no run {run!r}: there are {', '.join(self.checkpoints)}")
+        epochs = self.checkpoints[run]
+        epoch = list(epochs)[-1] if epoch is None else epoch
+        if epoch not in epochs:
+            raise ValueError(f"{run} has no epoch {epoch!r}: there are {', '.join(epochs)}")
+        if not 0 <= pair < len(self.pairs):
+            raise ValueError(f"pair must lie in 0 ... {len(self.pairs) - 1}, got {pair}")
+        caption = self.captions[pair] if caption is None else caption.strip()
+        if message := self.unknown(caption):
+            raise ValueError(message)
+        network, tokenizer = self._model(run, epoch)
+        size = models.image_size(network)
+        pixels = data.image_tensor(self.pairs.select([pair]), size)
+        device = next(network.parameters()).device
+        with torch.no_grad():
+            image = models.encode_image(network, models.normalize(network)(pixels.to(device).float() / 255))
+            text = models.encode_text(network, tokenizer([caption]).to(device))
+        plan, solved, weights, words = self._plan(image, text, tokenizer, caption, reg, unbalanced)
+        return View(
+            image=pixels[0].permute(1, 2, 0).numpy(),
+            caption=caption,
+            words=words,
+            plan=plan,
+            weights=weights,
+            grid=_grid(image.tokens.shape[1]),
+            cost=float(solved.cost),
+            converged=bool(solved.converged),
+            cosine=float(1 - (image.pooled * text.pooled).sum()),
+            reg=reg,
+            unbalanced=unbalanced,
+            pool=len(self.pool),
+            ranking=self._ranking(self._pool(run, epoch), image, text, caption, reg, top),
+            title=run if len(epochs) == 1 else f"{run}, {_after(epoch)}",
+        )
+
+    def figure(self, pair: int = 0, caption: str | None = None, *, word: int | None = None, **options):
+        """``view`` as a matplotlib figure; ``word``: the one that is laid over the image, default the sharpest."""
+        return plots.transport_view(self.view(pair, caption, **options), word)
+
+    def unknown(self, caption: str) -> str:
+        """Why this caption cannot be shown; empty if it can."""
+        words = _words(caption)
+        if not words:
+            return "The caption is empty: type at least one word."
+        if self.vocabulary is None:
+            return ""
+        strange = [w for w in dict.fromkeys(words) if w not in self.vocabulary]
+        if not strange:
+            return ""
+        near = list(dict.fromkeys(n for w in strange for n in difflib.get_close_matches(w, self.vocabulary, 3, 0.6)))
+        listed = ", ".join(f"“{w}”" for w in strange)
+        hint = f" Near in spelling: {', '.join(near)}." if near else ""
+        return f"The model has never read {listed}: its captions hold {len(self.vocabulary)} words.{hint}"
+
+    # -- what a view is made of --------------------------------------------------------------------------------------
+
+    def _model(self, run: str, epoch: str) -> tuple[nn.Module, object]:
+        """The network of a run at an epoch; a run's epochs take turns in one network."""
+        source = self.checkpoints[run][epoch]
+        held = self._networks.get(run)
+        if held is None:
+            network, _, tokenizer = models.load(source)
+            held = source, network, tokenizer
+        elif held[0] != source:
+            models.load_weights(held[1], source)
+            held = source, *held[1:]
+        self._networks[run] = held
+        return held[1], held[2]
+
+    def _pool(self, run: str, epoch: str) -> TokenSets:
+        key = run, epoch
+        if key not in self._pools:
+            network, tokenizer = self._model(run, epoch)
+            device = next(network.parameters()).device
+            text = tokenizer(self.pool).to(device)
+            length = int(text.argmax(1).max()) + 1
+            with torch.no_grad():
+                parts = [models.encode_text(network, some, length) for some in text.split(250)]
+            self._pools[key] = TokenSets.of(models.Features.cat(parts))
+            if len(self._pools) > 32:
+                self._pools.popitem(last=False)
+        return self._pools[key]
+
+    def _plan(self, image, text, tokenizer, caption: str, reg: float, unbalanced: float | None):
+        weights = text.mask[0].float()
+        C = 1 - image.tokens[0] @ text.tokens[0].T
+        solved = sinkhorn(C, None, weights, reg=reg, unbalanced=None if unbalanced is None else (None, unbalanced))
+        spans = [s for s in models.word_spans(tokenizer, caption) if s.first < len(weights) and weights[s.first]]
+        columns = [slice(s.first, s.last) for s in spans]
+        has = weights / weights.sum()
+        plan = torch.stack([solved.plan[:, c].sum(1) for c in columns], 1)
+        given = torch.stack([has[c].sum() for c in columns])
+        return plan.cpu().numpy(), solved, given.cpu().numpy(), [s.text for s in spans]
+
+    def _ranking(self, pool: TokenSets, image, text, caption: str, reg: float, top: int):
+        own = TokenSets.of(text)
+        everyone = torch.arange(len(pool))[None]
+        by = {
+            "transport": (distances(image, own, torch.zeros(1, 1).long(), reg), distances(image, pool, everyone, reg)),
+            "cosine": (1 - image.pooled @ own.pooled.T, 1 - image.pooled @ pool.pooled.T),
+        }
+        out = {}
+        for name, (mine, others) in by.items():
+            mine, others = float(mine), others[0].tolist()
+            rest = [(c, d) for c, d in zip(self.pool, others) if c != caption]
+            rank = 1 + sum(d < mine for _, d in rest)
+            out[name] = rank, sorted([*rest, (caption, mine)], key=lambda pair: pair[1])[:top]
+        return out
+
+    # -- widgets -----------------------------------------------------------------------------------------------------
+
+    def choices(self, count: int = 12) -> list[tuple[str, int]]:
+        """Pairs to choose from, with a label: planted ones, then clean ones, up to ``count`` of each."""
+        planted = [k for k, id in enumerate(self._ids) if id in self.planted]
+        clean = [k for k, id in enumerate(self._ids) if id not in self.planted][:count]
+        planted = planted[:: max(1, len(planted) // count)][:count]
+        label = {k: f"planted: {self.captions[k]}" for k in planted} | {k: self.captions[k] for k in clean}
+        return [(f"{text[:60]}  ({k})", k) for k, text in label.items()]
+
+    def is_planted(self, pair: int) -> bool:
+        return self._ids[pair] in self.planted
+
+    def own_captions(self, pair: int) -> list[str]:
+        """A pair's caption, and for a planted pair the one that its image had before."""
+        row = self.planted.get(self._ids[pair])
+        return [self.captions[pair], *([row["original_caption"]] if row else [])]
+
+    def show(self, dpi: int = 88):
+        """Widgets, to be displayed. They are reached by Tab and moved by the arrow keys."""
+        return Panel(self, dpi).box
+
+    def save_html(self, path: str | Path, pairs: Sequence[int] | None = None) -> Path:
+        """Write the views of some pairs as one page with sliders, which needs neither a kernel nor a network."""
+        from otclib import page
+
+        return page.write(self, path, pairs)
+
+
+class Panel:
+    """The widgets around ``plots.transport_view``. ``milliseconds``: what the last redraw took."""
+
+    def __init__(self, explorer: Explorer, dpi: int = 88):
+        import ipywidgets as w
+
+        self.explorer, self.dpi, self.milliseconds = explorer, dpi, 0.0
+        style, wide = {"description_width": "92px"}, w.Layout(width="98%")
+
+        def slider(name, options, value):
+            return w.SelectionSlider(
+                description=name, options=options, value=value, continuous_update=True, style=style, layout=wide
+            )
+
+        choices = explorer.choices()
+        runs = list(explorer.checkpoints)
+        self.pair = w.Dropdown(description="pair", options=choices, style=style, layout=wide)
+        self.caption = w.Combobox(description="caption", continuous_update=False, style=style, layout=wide)
+        self.run = w.Dropdown(description="model", options=runs, style=style, layout=wide)
+        epochs = list(explorer.checkpoints[runs[0]])
+        self.epoch = slider("after epoch", epochs, epochs[-1])
+        self.reg = slider("reg", [(f"{reg:g}", reg) for reg in REGS], 0.1)
+        self.unbalanced = slider("marginal", [("exact", EXACT)] + [(f"rho {m:g}", m) for m in MARGINALS], EXACT)
+        self.word = w.ToggleButtons(description="word", style={**style, "button_width": "auto"})
+        self.place = slider("place", [("none", NOWHERE)], NOWHERE)
+        self.message = w.HTML()
+        self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", object_fit="contain"))
+        self.nearest = w.HTML(layout=w.Layout(min_width="280px"))
+        left = w.VBox([self.pair, self.caption, self.run], layout=w.Layout(width="50%"))
+        right = w.VBox([self.epoch, self.reg, self.unbalanced, self.place], layout=w.Layout(width="50%"))
+        below = w.HBox([self.picture, self.nearest], layout=w.Layout(flex_flow="row wrap"))
+        self.box = w.VBox([w.HBox([left, right]), self.word, self.message, below])
+        self._quiet = False
+        for widget, act in (
+            (self.pair, self._choose_pair),
+            (self.run, self._choose_run),
+            (self.caption, self._read),
+            (self.epoch, self._read),
+            (self.reg, self._read),
+            (self.unbalanced, self._read),
+            (self.word, self._draw),
+            (self.place, self._draw),
+        ):
+            widget.observe(self._unless_quiet(act), "value")
+        self._choose_pair()
+
+    def _unless_quiet(self, act):
+        def heard(_):
+            if not self._quiet:
+                act()
+
+        return heard
+
+    def _set(self, widget, **values) -> None:
+        """Change a widget without hearing of it."""
+        quiet, self._quiet = self._quiet, True
+        for name, value in values.items():
+            setattr(widget, name, value)
+        self._quiet = quiet
+
+    def _choose_pair(self) -> None:
+        pair, captions = self.pair.value, self.explorer.captions
+        others = [captions[(pair + k) % len(captions)] for k in (1, 2, 3)]
+        captions = list(dict.fromkeys(self.explorer.own_captions(pair) + others))
+        self._set(self.caption, options=captions, value=captions[0])
+        self._read()
+
+    def _choose_run(self) -> None:
+        epochs = list(self.explorer.checkpoints[self.run.value])
+        kept = self.epoch.value if self.epoch.value in epochs else epochs[-1]
+        self._set(self.epoch, options=epochs, value=kept)
+        self._read()
+
+    def _read(self) -> None:
+        """Compute the view that the widgets ask for, and draw it; or say why not, and leave the picture."""
+        start = time.perf_counter()
+        try:
+            view = self.explorer.view(
+                self.pair.value,
+                self.caption.value,
+                run=self.run.value,
+                epoch=self.epoch.value,
+                reg=self.reg.value,
+                unbalanced=None if self.unbalanced.value == EXACT else self.unbalanced.value,
+            )
+        except ValueError as error:
+            self.message.value = f"<span role='alert' style='color:{plots.POISON}'>{html.escape(str(error))}</span>"
+            return
+        self.message.value = ""
+        words = [(word, k) for k, word in enumerate(view.words)]
+        if tuple(words) != self.word.options:
+            self._set(self.word, options=words, value=view.sharpest)
+        places = [("none", NOWHERE)] + [
+            (f"row {k // view.grid[1] + 1}, column {k % view.grid[1] + 1}", k) for k in range(len(view.plan))
+        ]
+        if tuple(places) != self.place.options:
+            self._set(self.place, options=places, value=NOWHERE)
+        self.view = view
+        self.nearest.value = _listed(view)
+        self._draw(start)
+
+    def _draw(self, start: float | None = None) -> None:
+        start = time.perf_counter() if start is None else start
+        place = None if self.place.value == NOWHERE else self.place.value
+        figure = plots.transport_view(self.view, self.word.value, place, competitors=False)
+        self.picture.value = plots.png(figure, self.dpi)
+        self.milliseconds = 1000 * (time.perf_counter() - start)
+
+
+def _checkpoints(run: str | Path) -> dict[str, str | Path]:
+    """What there is of a model, by epoch: every snapshot of a run, and its last weights."""
+    folder = Path(run)
+    if not folder.is_dir():
+        return {LAST: run}
+    found = {str(int(file.stem)): file for file in sorted(folder.glob("epochs/*.safetensors"))}
+    final = folder / "model.safetensors"
+    if final.exists():
+        found.pop(str(len(results.log(folder))), None)  # the same weights, rounded
+        found[LAST] = final
+    if not found:
+        raise FileNotFoundError(f"no weights in {folder}: neither model.safetensors nor epochs/*.safetensors")
+    return found
+
+
+def _after(epoch: str) -> str:
+    return "at the end" if epoch == LAST else f"after epoch {epoch}"
+
+
+def _listed(view: View) -> str:
+    """The captions that compete, as HTML."""
+    out = []
+    for name, (rank, nearest) in view.ranking.items():
+        out.append(f"<b style='color:{plots.CLEAN}'>nearest of {view.pool:,} captions by {name}</b><table>")
+        for caption, distance in nearest:
+            text = html.escape(caption)
+            text = f"<b>{text}</b>" if caption == view.caption else text
+            out.append(f"<tr><td>{distance:.3f}</td><td style='text-align:left'>{text}</td></tr>")
+        out.append(f"</table>this caption is number {rank:,}<br><br>")
+    return "".join(out)
+
+
+def _words(caption: str) -> list[str]:
+    """Its words in small letters, without punctuation at their ends."""
+    return [w for w in (word.strip(".,;:!?\"'()").lower() for word in caption.split()) if w]
+
+
+def _grid(places: int) -> tuple[int, int]:
+    side = round(places**0.5)
+    if side * side != places:
+        raise ValueError(f"the places of an image must form a square to be drawn, this model has {places}")
+    return side, side
