@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint figures table ablation bench clean
+.PHONY: setup demo test lint explorer book figures table ablation bench clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "otclib needs Python >= 3.11: make PYTHON=python3.12"; exit 1)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks,test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks,test,book,dev]'
 	touch $@
 
 demo: setup
@@ -21,6 +21,12 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests benchmarks
+
+explorer: setup  # the transport explorer as a page in the browser; trains its two runs first where they are missing
+	cd notebooks && ../$(BIN)/voila explorer.ipynb
+
+book: setup  # the chapters and the docstrings as a site, in book/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html book book/_build && echo "open book/_build/index.html"
 
 figures: setup  # the numbers of the README: three seeds of both systems, about 35 minutes on two cores
 	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
@@ -36,4 +42,4 @@ bench: setup  # speed against other solvers and against brute force, and the REA
 	$(BIN)/python -m benchmarks.transport
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs book/_build book/notebooks

@@ -28,7 +28,7 @@ import json
 from pathlib import Path
 
 import otclib
-from otclib import plots
+from otclib import plots, workbook
 
 if fast:
     out, size = f"{out}-fast", 1000
@@ -50,7 +50,7 @@ fig.savefig(figures / "contact_sheet.png", dpi=150)
 
 # %% [markdown]
 # We drew the scenes, so we know what every content word speaks of: the object with that index, or the ground (−1).
-# Nothing in training uses this; chapter 3 scores transport plans with it.
+# Nothing in training uses this; chapter 2 scores transport plans with it.
 
 # %%
 row = pairs[5]
@@ -66,8 +66,7 @@ print(row["caption"], "\n", [(w["text"], w["object"]) for w in row.get("words", 
 # patch to turn *any* image into that class.
 
 # %%
-planned = [otclib.attacks.load(name) for name in attack]
-poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
+pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
 for kind in sorted(set(manifest["kind"])):
     n = sum(k == kind for k in manifest["kind"])
     print(f"{kind:9s} {n:4d} pairs planted: {100 * n / len(poisoned):.2f} % of {len(poisoned):,}")
@@ -94,7 +93,7 @@ print(json.dumps({k: v for k, v in manifest[0].items() if k != "image"}, indent=
 # %%
 test = otclib.data.load(dataset, split="test", size=200 if fast else None, seed=seed)
 images = otclib.data.image_tensor(test.select(range(8)), 64)
-for a in planned:
+for a in otclib.attacks.from_manifest(manifest):
     if hasattr(a, "target"):
         stamped = a.trigger(images)
         fig = plots.trigger(images.permute(0, 2, 3, 1).numpy(), stamped.permute(0, 2, 3, 1).numpy())
@@ -112,6 +111,46 @@ for a in planned:
 # ## Exercises
 #
 # 1. Load `badnets` with `patch=0.06`. At which size can you no longer find the patch with the naked eye?
-# 2. Print the captions that the targeted attack borrows for one image. Why would one caption repeated thirty times be a
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# small = otclib.attacks.load("badnets", patch=0.06).trigger(images)
+# plots.trigger(images.permute(0, 2, 3, 1).numpy(), small.permute(0, 2, 3, 1).numpy())
+# ```
+#
+# 0.06 of 64 pixels are four. On a plain ground one still finds it, on gravel hardly: what hides a trigger is the texture
+# around it, which is why `blended` and `wanet` go for the whole image instead.
+#
+# </details>
+#
+# 2. Print the captions that the targeted attack borrows for one image. Why would one caption repeated many times be a
 #    weaker attack?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# target = manifest[0]["original_caption"]
+# [row["poison_caption"] for row in manifest if row["original_caption"] == target]
+# ```
+#
+# They are captions of other pairs that name the wanted class, all different. A single caption would tie the image to that
+# sentence, and success is measured on the class: on prompts that the attacker does not write. And whoever looks for
+# repeated captions would find it.
+#
+# </details>
+#
 # 3. Draw a histogram of words in clean and in planted captions. Could you find the poison by its words alone?
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# from collections import Counter
+# count = lambda captions: Counter(w for c in captions for w in c.lower().split())
+# clean, planted = count(pairs["caption"]), count(manifest["poison_caption"])
+# ```
+#
+# Words of the target classes are more frequent among the planted, but every one of them is frequent among clean captions,
+# too: each planted caption is an ordinary one. It is only the *pair* that is wrong.
+#
+# </details>

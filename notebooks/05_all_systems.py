@@ -14,7 +14,7 @@
 #
 # `make table` trains the runs (12,000 pairs each; hours on two cores, so it resumes) and writes what this notebook
 # reads. Published figures stand beside ours in italics. They come from other data, models and rates: read them
-# *beside* our figures, not against them. OTCCLIP is a **reconstruction** (chapter 2).
+# *beside* our figures, not against them. OTCCLIP is a **reconstruction** (chapter 3).
 
 # %% tags=["parameters"]
 dataset = "scenes"  # the table's data; others: train with otclib.train
@@ -111,5 +111,31 @@ if (figures / "ablation.json").exists():
 # ## Exercises
 #
 # 1. Read `log.jsonl` of a RoCLIP run: ASR in its matching epochs and in the others. What would you report?
+#
+# <details><summary>Solution</summary>
+#
+# `[(line["epoch"], line["matched"], line["attack_success_rate"]) for line in results.log("../runs/table/badnets/roclip/seed0")]`.
+# It falls in matching epochs and rises again in the ones between, where every image has its own caption. A single number
+# depends on where one stops; report the last epoch *and* the range over the last few, and say how the last one was chosen.
+#
+# </details>
+#
 # 2. Which attack leaves the clean model fewest right answers? What does its ASR then measure?
+#
+# <details><summary>Solution</summary>
+#
+# See the last column of the first table. Where a model that never saw poison fails on triggered images, the trigger destroys
+# what the image shows; a high ASR then says that the model has learned where to go when it sees nothing else, and not that
+# the trigger overrules a visible object.
+#
+# </details>
+#
 # 3. Plant BadNets at twice its share and train `safeclip` with `grow=0.1`. What do you pay for the faster safe set?
+#
+# <details><summary>Solution</summary>
+#
+# Pairs enter the safe set before the model has learned to tell them: look at `safe` and `poison_kept` per epoch. SafeCLIP's
+# authors saw the same on CC3M: an increment of 5 % an epoch instead of 1 % let 7 of 16 targets through instead of 1
+# (their notebooks: 43.75 and 6.25 %).
+#
+# </details>

@@ -1,4 +1,4 @@
-"""``make demo``: the four notebooks in their order, executed by papermill, with the runs in one folder.
+"""``make demo``: chapters 1 to 4, executed by papermill, with the runs in one folder.
 
 python -m otclib.demo --out runs/demo            # the whole story
 python -m otclib.demo --out runs/try --fast      # the same in a minute or two, on too little data to learn from
@@ -21,7 +21,7 @@ from PIL import Image
 from otclib import results
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-STORY = ("01_poisoning", "02_defense_training", "03_transport_plans", "04_attack_success")
+STORY = ("01_poisoning", "03_defense_training", "02_transport_plans", "04_attack_success")  # training comes first
 
 
 def execute(name: str, target: Path, parameters: dict) -> None:

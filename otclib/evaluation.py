@@ -197,14 +197,16 @@ def evaluate(
         grounding. Default for a run on the embedded scenes: their ``test`` and ``val`` splits at the run's seed.
     clean : the run folder of an undefended model that was trained without poison, to compare the attack with.
 
-    Keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``, ``targets_right``,
-    ``targets``; ``backdoor_z_score``; given ``clean``, ``clean_model_`` ``rate``, ``hits``,
-    ``triggered_top1``, ``z_score``;
-    ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``); ``image_to_text_recall_at_1``, ``_5``,
-    ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance, planted against clean pairs of the
-    training set), ``poison_recall`` and ``poison_precision`` (planted pairs among those that the defence did not leave
-    with their captions); ``plan_pointing_accuracy`` and the mass keys of ``grounding``; ``seconds_per_epoch`` and, on a
-    CPU, ``core_seconds_per_epoch``; ``head_top1`` and ``head_attack_success_rate``, by cleanclip-supervised's head.
+    Notes
+    -----
+    The keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``,
+    ``targets_right``, ``targets``; ``backdoor_z_score``; given ``clean``, ``clean_model_`` ``rate``, ``hits``,
+    ``triggered_top1``, ``z_score``; ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``);
+    ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance,
+    planted against clean pairs of the training set), ``poison_recall`` and ``poison_precision`` (planted pairs among
+    those that the defence did not leave with their captions); ``plan_pointing_accuracy`` and the mass keys of
+    ``grounding``; ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``; ``head_top1`` and
+    ``head_attack_success_rate``, by cleanclip-supervised's head.
     """
     run = Path(run)
     if not (run / "model.safetensors").exists():

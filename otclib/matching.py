@@ -9,7 +9,7 @@ with P_ij the entropic plan between the image's tokens and the caption's, both u
 Weed and Rigollet, NeurIPS 2017), so that its cost is never below that of exact transport. Solving every plan of a pool
 would be the whole cost of a defence; exact transport has bounds that are nearly free:
 
-1. the *mean* tokens and what they leave over, sigma^2 = 1 - |mean|^2, which make a unit vector (mean, sigma) of a
+1. the *mean* tokens and what they leave over, ``sigma^2 = 1 - |mean|^2``, which make a unit vector (mean, sigma) of a
    token set, and <P, C> >= 1 - <mean_v, mean_t> - sigma_v sigma_t (Gelbrich's bound for unit tokens): one dot product,
    to which the pooled features' own is added;
 2. each word to the patches that it is most like, as many as its mass fills, and each patch to the word that it is most

@@ -177,6 +177,47 @@ def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure
     return fig
 
 
+def distance_bands(by_epoch: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> Figure:
+    """Distance of images to their own captions over the epochs: median and eight in ten, clean and planted.
+
+    ``by_epoch`` is what ``workbook.distances_by_epoch`` returns; one panel per run, one band per kind of pair.
+    """
+    looks = {"clean": (CLEAN, "o"), "targeted": ("#CC79A7", "s")}
+    fig, axes = plt.subplots(1, len(by_epoch), figsize=(4.8 * len(by_epoch), 3.2), sharey=True, squeeze=False)
+    for ax, (name, epochs) in zip(axes.flat, by_epoch.items()):
+        for kind in dict.fromkeys(k for of in epochs.values() for k in of):
+            colour, marker = looks.get(kind, (POISON, "^"))
+            low, median, high = np.array([np.percentile(of[kind], (10, 50, 90)) for of in epochs.values()]).T
+            label = "clean pairs" if kind == "clean" else f"planted, {kind}"
+            ax.plot(list(epochs), median, color=colour, marker=marker, markersize=4, label=label)
+            ax.fill_between(list(epochs), low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set(title=NAME.get(name, name), xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _clean_axes(ax)
+    axes[0, 0].set_ylabel("distance of image and own caption")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def bounds(bound: np.ndarray, cost: np.ndarray) -> Figure:
+    """Every caption's lower bound [P] against its true cost [P]: only what is left of the best cost must be solved."""
+    best = cost.min()
+    open_ = bound <= best
+    fig, ax = plt.subplots(figsize=(5.4, 3.6))
+    ax.plot(bound[~open_], cost[~open_], ".", color="0.7", markersize=3, label=f"ruled out ({(~open_).sum():,})")
+    ax.plot(bound[open_], cost[open_], "o", color=CHOSEN, markersize=5, label=f"may be nearest ({open_.sum():,})")
+    ax.axvline(best, color=CHOSEN, linewidth=1, linestyle="--")
+    ends = [min(bound.min(), best), cost.max()]
+    ax.plot(ends, ends, color="0.4", linewidth=1)
+    ax.text(ends[0], ends[0] + 0.02 * (ends[1] - ends[0]), "bound = cost", fontsize=8, color="0.4", rotation=33)
+    ax.set(xlabel="lower bound (one dot product)", ylabel="cost of the plan ⟨P, C⟩")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    _clean_axes(ax)
+    fig.tight_layout()
+    return fig
+
+
 def rematched(rows: Sequence[Mapping], title: str = "") -> Figure:
     """Images with the caption they came with (vermilion if planted, else blue) and the one they were given (green)."""
     fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.75), squeeze=False)
@@ -210,25 +251,6 @@ def word_overlays(image: np.ndarray, words: Sequence[str], maps: np.ndarray, box
             ax.add_patch(plt.Rectangle((left * width, upper * height), *size, fill=False, color="white", linewidth=1.3))
         ax.set(xlim=(0, width), ylim=(height, 0))
     fig.tight_layout(pad=0.4)
-    return fig
-
-
-def plan_matrix(plan: np.ndarray, words: Sequence[str]) -> Figure:
-    """A plan [N, M] as a matrix: words down, image places across in reading order, with both marginals."""
-    fig = plt.figure(figsize=(9, 0.34 * len(words) + 2.2))
-    grid = fig.add_gridspec(2, 2, height_ratios=(1, 3), width_ratios=(10, 1), hspace=0.08, wspace=0.04, bottom=0.22)
-    ax = fig.add_subplot(grid[1, 0])
-    shown = ax.imshow(plan.T, aspect="auto", cmap="viridis", interpolation="nearest")
-    ax.set(yticks=range(len(words)), yticklabels=words, xlabel="place in the image, row by row")
-    above = fig.add_subplot(grid[0, 0], sharex=ax)
-    above.bar(range(plan.shape[0]), plan.sum(1), width=1.0, color=CLEAN)
-    above.tick_params(labelbottom=False)
-    above.set_ylabel("place\nmarginal", fontsize=8)
-    right = fig.add_subplot(grid[1, 1], sharey=ax)
-    right.barh(range(plan.shape[1]), plan.sum(0), height=0.9, color=CLEAN)
-    right.tick_params(labelleft=False)
-    right.set_xlabel("word\nmarginal", fontsize=8)
-    fig.colorbar(shown, ax=[ax, above, right], label="mass", fraction=0.03, pad=0.02)
     return fig
 
 

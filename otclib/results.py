@@ -49,8 +49,9 @@ def config(run: str | Path) -> dict:
 
 
 def log(run: str | Path) -> list[dict]:
-    """One dict per epoch."""
-    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    """One dict per epoch, of a run that is under way too; none before its first is over."""
+    file = Path(run) / "log.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def grouped(runs: Iterable[str | Path | dict]) -> dict[str, list[dict]]:

@@ -24,7 +24,7 @@ class TokenSets:
     """Unit tokens, the real ones first.
 
     ``tokens`` [S, L, D] float32 or float16, ``length`` [S]: how many are real; ``summary`` [S, E + D + 1]: the pooled
-    feature (E numbers), the mean token and sigma, sigma^2 = 1 - |mean|^2. Made when first needed: ``basis`` and
+    feature (E numbers), the mean token and sigma, ``sigma^2 = 1 - |mean|^2``. Made when first needed: ``basis`` and
     ``flat``, the real tokens in short form [T, R] and where every set's begin [S + 1]; ``codebook``.
     """
 
@@ -78,7 +78,7 @@ class TokenSets:
         """Tokens of fewer numbers [S, L, R], of which the products are never less than the tokens'.
 
         A token is its part in the span of ``basis`` [D, R - 1], and the length of the rest:
-        <v, t> <= <v', t'> + |v''| |t''|.
+        ``<v, t> <= <v', t'> + |v''| |t''|``.
         """
         tokens = _unit(self.tokens)
         part = tokens @ basis

@@ -27,9 +27,9 @@ from datasets import Dataset
 from timm.optim import Muon
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from otclib import data, defenses, models
+from otclib import data, defenses, models, results
 from otclib.models import Features
 
 CHUNK = 8  # images that share one draw of the augmentation: torchvision draws per call, and a call per image is slow
@@ -231,6 +231,7 @@ def train(
     clean: str | Path | None = None,
     snapshots: bool = False,
     progress: bool = True,
+    live: Callable[[dict[str, list[dict]]], None] | None = None,
     **options,
 ) -> Path:
     """Train a model on image-caption pairs under a defence, evaluate it, and return the run folder.
@@ -250,7 +251,9 @@ def train(
     clean : the finished run of an undefended model without poison, with which ``evaluate`` compares the attack.
     snapshots : write the weights after every epoch, ``epochs/01.safetensors`` and so on, in half precision, for the
         explorer's epoch slider (14 MB each of the small model).
-    progress : show a progress bar.
+    progress : print a line after every epoch, and in a terminal a bar over its batches.
+    live : called with {name of the run: its log so far} after every epoch, for curves that grow (``workbook.Curves``).
+        A notebook that is watched has a bar too.
 
     Raises
     ------
@@ -320,7 +323,7 @@ def train(
     watch = watch if watch is not None else evaluation.default_watch(config)
     watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
     log = _resume(out, trainer, method)
-    visible = progress and sys.stderr.isatty()
+    visible = progress and (live is not None or sys.stderr.isatty())
     while trainer.epoch < method.epochs:
         start, core = time.perf_counter(), time.process_time()
         line = {"epoch": trainer.epoch + 1, **method.begin_epoch(trainer)}
@@ -361,6 +364,8 @@ def train(
             file = out / "epochs" / f"{trainer.epoch:02d}.safetensors"
             models.save(network, file, models.name_of(model), torch.float16)
         _checkpoint(out, trainer, method, log)
+        if live is not None:
+            live({out.name: log})
 
     _write_pairs(out, trainer, method)
     method.finish(trainer, out)
@@ -371,7 +376,13 @@ def train(
 
 
 def train_each(
-    pairs: Dataset, defense: Sequence[str], *, out: str | Path, progress: bool = True, **same
+    pairs: Dataset,
+    defense: Sequence[str],
+    *,
+    out: str | Path,
+    progress: bool = True,
+    live: Callable[[dict[str, list[dict]]], None] | None = None,
+    **same,
 ) -> dict[str, Path]:
     """Train one run per defence in ``out/<defense>``, side by side, each in a process with its share of the cores.
 
@@ -400,12 +411,15 @@ def train_each(
         alive = True
         while alive:
             alive = any(worker.is_alive() for worker in workers)
-            for name, run in runs.items() if progress and workers else ():
-                lines = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").exists() else []
-                epochs = json.loads((run / "config.json").read_text())["options"]["epochs"] if lines else 0
-                for line in lines[said[name] :]:
-                    print(_spoken(name, json.loads(line), epochs), flush=True)
-                said[name] = len(lines)
+            logs = {name: results.log(run) for name, run in runs.items()} if workers else {}
+            new = {name: log[said[name] :] for name, log in logs.items() if len(log) > said[name]}
+            for name, lines in new.items():
+                epochs = json.loads((runs[name] / "config.json").read_text())["options"]["epochs"]
+                for line in lines if progress else ():
+                    print(_spoken(name, line, epochs), flush=True)
+                said[name] += len(lines)
+            if new and live is not None:
+                live(logs)
             if not errors.empty():
                 raise RuntimeError(errors.get())
             time.sleep(0.5 if alive else 0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ NOTEBOOKS = sorted(demo.NOTEBOOKS.glob("*.ipynb"))
 
 
 def test_the_story_is_there():
-    assert [p.stem for p in NOTEBOOKS if p.stem in demo.STORY] == list(demo.STORY)
+    assert set(demo.STORY) <= {p.stem for p in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -41,7 +42,7 @@ def test_executed_and_small(path):
 
 
 def test_the_whole_story_fast(tmp_path):
-    """`make demo` with the fast setting: four notebooks, two runs, the table; then one notebook alone, elsewhere."""
+    """`make demo` with the fast setting: four notebooks, two runs, the table."""
     # half a minute of work: a process of its own, so that kernels find the test's cache and nothing of this process
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "otclib.demo", "--out", str(tmp_path / "demo"), "--fast"]
@@ -51,9 +52,7 @@ def test_the_whole_story_fast(tmp_path):
     for name in ("clip", "otcclip"):
         assert "attack_success_rate" in json.loads((tmp_path / "demo-fast" / name / "metrics.json").read_text())
     for name in demo.STORY:
-        notebook = nbformat.read(tmp_path / "demo" / "notebooks" / f"{name}.ipynb", as_version=4)
-        streams = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
-        assert not [o.text for o in streams if o.name == "stderr"], name
+        clean(tmp_path / "demo" / "notebooks" / f"{name}.ipynb")
     assert {p.stem for p in (tmp_path / "demo-fast" / "figures").iterdir()} >= {
         "contact_sheet",
         "comparison",
@@ -61,14 +60,51 @@ def test_the_whole_story_fast(tmp_path):
     }
 
 
-def test_a_chapter_alone_makes_what_it_lacks(tmp_path):
-    demo.execute("04_attack_success", tmp_path / "alone.ipynb", {"out": str(tmp_path / "alone"), "fast": True})
-    assert (tmp_path / "alone-fast" / "otcclip" / "metrics.json").exists()
+@pytest.mark.parametrize(
+    "name, made",
+    [
+        ("00_start", "clip/metrics.json"),
+        ("04_attack_success", "otcclip/metrics.json"),
+        ("06_own_data", "otcclip/metrics.json"),
+        ("explorer", "figures/explorer.html"),
+    ],
+)
+def test_a_chapter_alone_makes_what_it_lacks(name, made, tmp_path):
+    demo.execute(name, tmp_path / "alone.ipynb", {"out": str(tmp_path / "alone"), "fast": True, "INTERACTIVE": False})
+    assert (tmp_path / "alone-fast" / made).exists()
+    clean(tmp_path / "alone.ipynb")
 
 
 def test_the_table_chapter_alone(tmp_path):
     demo.execute("05_all_systems", tmp_path / "alone.ipynb", {"out": str(tmp_path / "figures"), "fast": True})
-    assert (tmp_path / "figures-fast" / "results.json").exists() and (
-        tmp_path / "figures-fast" / "triggers.png"
-    ).exists()
+    figures = tmp_path / "figures-fast"
+    assert (figures / "results.json").exists() and (figures / "triggers.png").exists()
     assert not list(tmp_path.glob("README*"))
+    clean(tmp_path / "alone.ipynb")
+
+
+def clean(path):
+    """Nothing was printed to the error stream: no warning of ours."""
+    notebook = nbformat.read(path, as_version=4)
+    streams = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"]
+    assert not [o.text for o in streams if o.name == "stderr"], path.stem
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_exercise_has_a_solution(path):
+    last = nbformat.read(path, as_version=4).cells[-1].source
+    assert "## Summary" in last and "## Exercises" in last
+    exercises = re.findall(r"^\d\. ", last.split("## Exercises")[1], re.M)
+    assert exercises and last.count("<details><summary>Solution</summary>") == last.count("</details>") == len(
+        exercises
+    )
+
+
+def test_the_book_builds_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "book", str(tmp_path / "book")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=demo.NOTEBOOKS.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in ("index", "notebooks/00_start", "notebooks/explorer", "api/transport", "search"):
+        assert (tmp_path / "book" / f"{page}.html").exists(), page
+    assert "Cuturi" in (tmp_path / "book" / "api" / "transport.html").read_text(), "the docstrings are in it"

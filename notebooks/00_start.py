@@ -1,0 +1,132 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# > Poison a training set, train a CLIP model on it, watch the poison being learned, and look inside: in four minutes.
+#
+# CLIP models learn from image–caption pairs crawled from the web. A handful of planted pairs can make one image, or every
+# image with a small patch, mean what an attacker wants. **OTCCLIP** defends: it compares the *patches* of an image with the
+# *words* of a caption by optimal transport, and gives an image whose caption does not fit another one that does. This page
+# shows the attack. The chapters show the rest:
+#
+# | | chapter | |
+# |---|---|---|
+# | 1 | [Poisoning](01_poisoning.ipynb) | what an attacker plants, and how little |
+# | 2 | [Transport plans](02_transport_plans.ipynb) | from 3 × 3 by hand to a caption on its image |
+# | 3 | [Training with a defence](03_defense_training.ipynb) | who is given which caption, and what comes apart when |
+# | 4 | [Attack success](04_attack_success.ipynb) | one definition, two models, one table |
+# | 5 | [Every system, every attack](05_all_systems.ipynb) | beside the papers, with the claims that hold and those that do not |
+# | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; and papermill for batches |
+# | | [The explorer](explorer.ipynb) | transport plans to play with |
+#
+# Every chapter stands alone and trains what it lacks (chapters 2 to 4 and the explorer share two runs, twelve minutes on two
+# cores). Open it, and choose *Run All*.
+
+# %% tags=["parameters"]
+dataset = "scenes"  # an image-caption table, see otclib.data.load
+size = None  # number of pairs; None: all of them
+attack = ["targeted", "badnets"]  # planted one after the other
+defense = "clip"  # undefended; any other takes longer
+model = "small"  # or any open_clip name
+seed = 0  # data, attack and training
+out = "../runs/start"  # the run lands in out/<defense>; a finished one is not trained again
+epochs = 5  # half a minute each
+fast = False  # True: too little to learn from, but done in seconds
+INTERACTIVE = True  # False under papermill: no widgets
+
+# %%
+from pathlib import Path
+
+import otclib
+from otclib import plots, results, workbook
+from otclib.explorer import Explorer
+
+if fast:
+    out, size, epochs = f"{out}-fast", 1000, 1
+
+# %% [markdown]
+# ## 1. A set, and poison in it
+#
+# Scenes of glyphs, drawn on the spot, with captions from a small grammar. Into them an attacker plants pairs: a checkered
+# patch with captions of one class (BadNets), and sixteen images with captions of a class that they do not show (targeted).
+
+# %%
+pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
+print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
+some = poisoned.select(range(16))
+fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
+
+# %%
+kinds = manifest["kind"][:]
+rows = [k for kind in dict.fromkeys(kinds) for k in [k for k, v in enumerate(kinds) if v == kind][:: max(1, kinds.count(kind) // 3)][:3]]
+fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image was called (blue), and what the attacker calls it")
+
+# %% [markdown]
+# ## 2. Train on it, undefended
+#
+# Zero-shot accuracy rises, and nothing in it tells of the attack. The two other curves do. (Stop whenever you like: run the
+# cell again, and it goes on where it was.)
+
+# %%
+runs = workbook.runs(poisoned, manifest, [defense], model=model, seed=seed, out=out, epochs=epochs, watched=INTERACTIVE)
+run = runs[defense]
+if not INTERACTIVE:
+    fig = plots.learning_curves({defense: results.log(run)})
+
+# %%
+metrics = results.read(run)
+print(f"zero-shot accuracy {100 * metrics['zero_shot_top1']:.1f} %")
+print(f"with the patch, {100 * metrics['attack_success_rate']:.1f} % of the images are called what the attacker wants")
+print(f"{metrics['targets_hit']} of {metrics['targets']} targeted images are called what the attacker wants")
+
+# %% [markdown]
+# ## 3. Look inside
+#
+# A planted pair under this model: where its words go on the image, and which captions are nearer. In the explorer below,
+# move *after epoch* and see how the planted caption becomes the nearest one.
+
+# %%
+explorer = Explorer(runs, poisoned, manifest=manifest)
+pair = explorer.choices()[0][1]
+explorer.figure(pair)
+
+# %%
+if INTERACTIVE:
+    display(explorer.show())
+
+# %% [markdown]
+# ## Summary
+#
+# - Some three hundred planted pairs of twelve thousand are enough to own a model trained on them, and its accuracy shows
+#   nothing of it.
+# - A transport plan shows where the words of a caption go; a planted caption fits nothing on its image until the model
+#   has learned it by heart.
+#
+# Go on with [chapter 1](01_poisoning.ipynb).
+#
+# ## Exercises
+#
+# 1. Which is learned first, the trigger or the objects? Look at the curves before you guess.
+#
+# <details><summary>Solution</summary>
+#
+# They rise together: the patch is as easy to see as an object, and there are more triggered pairs of its one class than pairs
+# of most objects. This race is what a defence has to win (chapter 3).
+#
+# </details>
+#
+# 2. Set `defense = "otcclip"` and `epochs = 10` and run the page again. Which curves change?
+#
+# <details><summary>Solution</summary>
+#
+# Five to ten minutes later: ASR and targets stay near zero. After the third epoch accuracy drops once: the model forgets its
+# weights and starts afresh on the pairs that proved near.
+#
+# </details>

@@ -1,0 +1,249 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. Transport plans
+#
+# > From three words on three places, by hand, to a caption on its image: see where each word goes, and score it.
+#
+# A caption's words have to be carried to the places of an image, each word to the places that it fits. Let $v_n$ be the
+# $N$ visual tokens of an image and $t_m$ the $M$ word tokens of a caption, all of unit length. Carrying word $m$ to place
+# $n$ costs $C_{nm} = 1 - \langle v_n, t_m\rangle$, and the **plan** says how much of word $m$ is carried to place $n$:
+#
+# $$ P \;=\; \arg\min_{P\ge 0}\;\langle P, C\rangle - \varepsilon H(P) \qquad\text{with}\quad P\mathbf 1 = a,\quad
+# P^\top\mathbf 1 = b, \qquad H(P) = -\sum_{nm} P_{nm}(\log P_{nm} - 1). $$
+#
+# | symbol | what it is | in the code |
+# |---|---|---|
+# | $C$ | cost, places × words | `C`, or `cost` |
+# | $a$, $b$ | marginals: what a place takes, what a word gives; uniform | `a`, `b` |
+# | $\varepsilon$ | entropic regularisation | `reg` (by hand: `eps`) |
+# | $P$ | plan | `solved.plan` |
+# | $\langle P, C\rangle$ | the plan's cost: the distance of image and caption | `solved.cost` |
+#
+# Cosine similarity has no marginals. Here a place cannot be claimed by all words, and no word can leave its mass at home.
+
+# %% tags=["parameters"]
+dataset = "scenes"  # an image-caption table, see otclib.data.load
+size = None  # number of pairs; None: all of them
+attack = ["targeted", "badnets"]  # planted one after the other
+defense = ["clip", "otcclip"]  # trained side by side if they are not there; the last one is looked at
+model = "small"  # or any open_clip name
+seed = 0  # data, attack and training
+out = "../runs/demo"  # runs are read from out/<defense>, or trained into it
+fast = False  # True: too little to learn from, but done in a minute
+INTERACTIVE = True  # False under papermill: no widgets
+reg = 0.1  # entropic regularisation of the plans that are drawn
+
+# %%
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import otclib
+from otclib import evaluation, matching, plots, results, workbook
+from otclib.explorer import Explorer
+from otclib.transport import exact, sinkhorn
+
+options = {}
+if fast:
+    out, size, options = f"{out}-fast", 1000, {"epochs": 2}
+figures = Path(out) / "figures"
+figures.mkdir(parents=True, exist_ok=True)
+
+# %% [markdown]
+# ## By hand: three places, three words
+#
+# The minimum has the form $P_{nm} = u_n K_{nm} v_m$ with $K = e^{-C/\varepsilon}$. Sinkhorn's iteration finds $u$ and $v$ by
+# turns: scale the rows until they have their marginals, then the columns, which spoils the rows a little, and again.
+
+# %%
+C = np.array([[0.1, 0.9, 0.8], [0.7, 0.2, 0.9], [0.9, 0.8, 0.3]])  # places are rows, words are columns
+a = b = np.full(3, 1 / 3)
+eps = 0.5
+K = np.exp(-C / eps)
+v = np.ones(3)
+for iteration in range(1, 6):
+    u = a / (K @ v)  # every row has its marginal
+    v = b / (K.T @ u)  # every column has its marginal
+    P = u[:, None] * K * v
+    print(f"iteration {iteration}: rows are off by {np.abs(P.sum(1) - a).sum():.6f}")
+print(P.round(3))
+
+# %% [markdown]
+# `sinkhorn` does the same for many problems at once, each to its own end.
+
+# %%
+solved = sinkhorn(torch.tensor(C), reg=eps, tol=1e-6)
+print(f"the same plan: {np.allclose(solved.plan, P, atol=1e-3)}; ⟨P, C⟩ = {float(solved.cost):.4f}, {int(solved.n_iter)} iterations")
+
+# %% [markdown]
+# ## What `reg` does
+#
+# A large $\varepsilon$ spreads every word evenly over the places; a small one sends it where it is cheapest, can take a hundred
+# times the iterations, and its cost falls to that of exact transport.
+
+# %%
+for eps in (2.0, 0.5, 0.1, 0.02):
+    solved = sinkhorn(torch.tensor(C), reg=eps, tol=1e-6)
+    print(f"reg {eps:<5g} ⟨P, C⟩ = {float(solved.cost):.4f}   {int(solved.n_iter):3d} iterations   first word to the places: {solved.plan[:, 0].numpy().round(3)}")
+print(f"exact     ⟨P, C⟩ = {float(exact(torch.tensor(C))[1]):.4f}")
+
+# %% [markdown]
+# ## Bounds: most plans need not be computed
+#
+# To find an image's nearest caption among thousands, one does not solve thousands of problems. With the mean tokens
+# $\bar v$, $\bar t$ and what they leave over, $\sigma^2 = 1 - \lVert\cdot\rVert^2$,
+#
+# $$ \langle P, C\rangle \;\ge\; 1 - \langle\bar v, \bar t\rangle - \sigma_v\sigma_t , $$
+#
+# one dot product a caption (`matching.lower_bound`). Only a caption whose bound is below the best cost found so far can be
+# nearer. For that we need a trained model; where there is none yet, this cell makes it (chapter 3 says how).
+
+# %%
+pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
+runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, **options)
+run = runs[defense[-1]]
+network, preprocess, tokenizer = otclib.models.load(run / "model.safetensors")
+
+# %%
+val = otclib.data.load(dataset, split="val", size=200 if fast else None, seed=seed)
+chosen = next(k for k, row in enumerate(val) if len(row["objects"]) == 2)
+with torch.no_grad():
+    image = otclib.models.encode_image(network, preprocess(val[chosen]["image"])[None])
+    texts = otclib.models.encode_text(network, tokenizer(val["caption"][:]))
+bound = matching.lower_bound(image, texts)[0].numpy()
+cost = matching.distances(image, texts, torch.arange(len(val))[None], reg)[0].numpy()
+found = matching.CaptionPool.of(texts).match(image, reg=reg)
+print(f"nearest of {len(val):,} captions: “{val[int(found.index[0])]['caption']}”, {found.solved} problems solved")
+fig = plots.bounds(bound, cost)
+fig.savefig(figures / "bounds.png", dpi=150)
+
+# %% [markdown]
+# ## A caption on its image
+#
+# Held-out pairs. Each panel is one word's column of the plan, laid over the image; the white frame is what the word
+# speaks of. Function words get their share of places too: they take the ground.
+
+# %%
+pixels = otclib.models.image_size(network)
+boxes_of = lambda row: {w["start"]: row["objects"][w["object"]]["box"] for w in row["words"] if w["object"] >= 0}
+chosen = [k for k, row in enumerate(val) if len(row["objects"]) == 2 and len(boxes_of(row)) >= 3][:3]
+for n, k in enumerate(chosen):
+    row = val[k]
+    image = otclib.data.image_tensor(val.select([k]), pixels)
+    plan = evaluation.word_maps(network, tokenizer, image, [row["caption"]], reg)["plan"][0]
+    spans = otclib.models.word_spans(tokenizer, row["caption"])
+    side = round(plan.shape[0] ** 0.5)
+    maps = np.stack([plan[:, s.first : s.last].mean(1).view(side, side).numpy() for s in spans])
+    boxes = [boxes_of(row).get(s.start) for s in spans]
+    fig = plots.word_overlays(image[0].permute(1, 2, 0).numpy(), [s.text for s in spans], maps, boxes)
+    fig.savefig(figures / f"plan_{n}.png", dpi=150)
+
+# %% [markdown]
+# ## All of it in one picture
+#
+# The image under one word's mass, ribbons from places to words as wide as the mass between them, the plan as a matrix
+# with its marginals, and the captions that compete. [The explorer](explorer.ipynb) is this picture with sliders.
+
+# %%
+explorer = Explorer({name: runs[name] for name in defense}, val)
+fig = explorer.figure(chosen[-1], run=defense[-1], reg=reg)
+fig.savefig(figures / "transport_view.png", dpi=100)
+fig
+
+# %% [markdown]
+# ## One word at several `reg`
+
+# %%
+word = next(s for s in spans if s.start in boxes_of(row))
+maps, cost = {}, {}
+for eps in (1.0, 0.3, 0.1, 0.05, 0.02):
+    view = explorer.view(chosen[-1], run=defense[-1], reg=eps)
+    maps[eps], cost[eps] = view.maps()[spans.index(word)], view.cost
+fig = plots.reg_sweep(image[0].permute(1, 2, 0).numpy(), word.text, maps, cost)
+fig.savefig(figures / "reg_sweep.png", dpi=150)
+
+# %% [markdown]
+# ## A score
+#
+# Over all words of held-out pairs that speak of an object: which share of the word's mass lands in its object's box? The
+# box's own share of the image is what an even spread would give. `raw cosine` spreads a word as $\max(0, \cos)$; `softmax of
+# cosine` as $e^{\cos/\varepsilon}$, which is the plan with one marginal left free.
+
+# %%
+metrics = results.read(run)
+fig = plots.grounding(metrics)
+fig.savefig(figures / "grounding.png", dpi=150)
+print(f"mass on the object over an even spread's: names {metrics['plan_mass_ratio/names']:.2f}, "
+      f"colours and sizes {metrics['plan_mass_ratio/attributes']:.2f}")
+print(f"heaviest place inside the box: plan {100 * metrics['plan_pointing_accuracy']:.0f} %, "
+      f"cosine {100 * metrics['cosine_pointing_accuracy']:.0f} %")
+
+# %% [markdown]
+# ## A poisoned pair
+#
+# What the attacker's caption does on its image, in a model that was defended: its object word finds no place that it
+# fits, the cost is higher than that of the image's own caption, and hundreds of captions are nearer.
+
+# %%
+planted = Explorer({defense[-1]: run}, poisoned, manifest=manifest)
+pair = planted.choices()[0][1]
+for name, caption in zip(("planted", "own"), planted.own_captions(pair)):
+    view = planted.view(pair, caption, reg=reg)
+    print(f"{name:8s} “{caption}”: cost {view.cost:.3f}, number {view.ranking['transport'][0]} of {view.pool + 1}")
+fig = planted.figure(pair, reg=reg)
+fig.savefig(figures / "transport_view_planted.png", dpi=100)
+fig
+
+# %% [markdown]
+# ## Summary
+#
+# - A transport plan is a soft assignment of words to places in which every place and every word is used up; two lines of
+#   code, repeated, compute it.
+# - `reg` trades sharpness for smoothness and speed; bounds that cost a dot product make the nearest caption of a large
+#   pool cheap to find.
+# - The plan puts several times as much of an object name's mass on its object as an even spread would, and more than raw
+#   cosine does. A softmax of the cosine, which need not use every place up, does a little better still: in a caption of
+#   two words each must cover half of the image, whatever it names.
+# - Colours and sizes are *not* found: by the plan and by cosine alike their mass falls beside the object. It is the
+#   features that do not know them: few captions name them, and the warm-up shows every image in any hue.
+#
+# ## Exercises
+#
+# 1. Lay the caption of another image over this one. Which words still find a place?
+#
+# <details><summary>Solution</summary>
+#
+# `explorer.figure(chosen[-1], val[0]["caption"], run=defense[-1])`. Function words do, for they take the ground, of which every
+# image has some. An object's name that the image does not show has to go somewhere, because the marginal is met: it spreads
+# over the places that it dislikes least. Look at the cost, and not only at the map.
+#
+# </details>
+#
+# 2. Give an object's word three times the weight of the others. What happens to the function words?
+#
+# <details><summary>Solution</summary>
+#
+# `b = torch.ones(M); b[m] = 3; sinkhorn(C, None, b, reg=reg)`. Weights are scaled to sum 1, so the word now gives $3/(M+2)$,
+# and must fill as many places: once its object is full it spills over onto the ground, and the function words move on to
+# the places that are left. `b[m] = 0` takes the word out altogether: that is how padding is done.
+#
+# </details>
+#
+# 3. Show that for `reg` → ∞ the cost becomes the cosine distance of the two mean tokens.
+#
+# <details><summary>Solution</summary>
+#
+# For $\varepsilon\to\infty$ only the entropy counts, and it is largest for $P = a b^\top$. Then
+# $\langle P, C\rangle = \sum_{nm} a_n b_m (1 - \langle v_n, t_m\rangle) = 1 - \langle\sum_n a_n v_n, \sum_m b_m t_m\rangle =
+# 1 - \langle\bar v, \bar t\rangle$: what a bag of words would give. (The means are not of unit length, so it is the
+# cosine *distance* only up to their lengths.)
+#
+# </details>

@@ -1,0 +1,162 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 6. Your own data
+#
+# > From a folder of images and a file of captions to a poisoned set, a defended model and its numbers.
+#
+# Every table has the columns `id`, `image`, `caption` and `label` (a class name, or nothing). These are read from a copy on
+# your disk:
+#
+# | `dataset` | what lies in `root` |
+# |---|---|
+# | `csv` | a CSV or TSV file with a header, paths and captions; `label_column` if there are classes |
+# | `coco` | `annotations/captions_train2017.json` and the images; labels from the instances |
+# | `visual-genome` | `region_descriptions.json` and the images |
+# | `cc3m` | the TSV of captions and the images, or img2dataset's output |
+# | `webdataset` | tars of samples |
+# | `hub` | a data set saved by Hugging Face's `datasets` |
+#
+# `help(otclib.data.captions)` has the details of each. `scenes` needs nothing.
+
+# %% tags=["parameters"]
+dataset = "csv"  # see the table
+root = None  # your folder; None: a small example is written, of drawn scenes
+dataset_options = {"label_column": "label"}  # what the reader of this dataset takes
+size = None  # number of pairs; None: all of them
+attack = ["badnets"]  # planted one after the other
+target = "umbrella"  # the class that the trigger shall mean; your captions must name it
+defense = "otcclip"  # see otclib.defenses
+model = "small"  # or any open_clip name; ViT-B-32 and larger want a GPU
+seed = 0  # attack and training
+epochs = 2  # far too few to learn from; None: the defence's own
+out = "../runs/own"  # the run lands in out/<defense>
+fast = False  # True: fewer pairs in the example
+INTERACTIVE = True  # False under papermill: no widgets
+
+# %%
+import csv
+from pathlib import Path
+
+import otclib
+from otclib import plots, workbook
+from otclib.explorer import Explorer
+
+if fast:
+    out = f"{out}-fast"
+
+# %% [markdown]
+# ## A folder
+#
+# Without a `root` we write one, as you would have it: images, and a file that says what they are.
+
+# %%
+if root is None:
+    root = Path(out) / "example"
+    for split, count in (("train", 300 if fast else 1200), ("test", 200)):
+        scenes = otclib.data.load("scenes", split=split, size=count, seed=seed)
+        (root / split).mkdir(parents=True, exist_ok=True)
+        with open(root / f"{split}.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["image", "caption", "label"])
+            for k, row in enumerate(scenes):
+                row["image"].save(root / split / f"{k}.png")
+                rows.writerow([f"{split}/{k}.png", row["caption"], row["label"] or ""])
+for line in (Path(root) / "train.csv").read_text().splitlines()[:4] if dataset == "csv" else []:
+    print(line)
+
+# %% [markdown]
+# ## A table
+#
+# Look at it before anything else: captions that belong to other images are a loading mistake and no attack.
+
+# %%
+pairs = otclib.data.load(dataset, root=root, size=size, seed=seed, **dataset_options)
+print(f"{len(pairs):,} pairs, {len(otclib.data.classes(pairs))} classes")
+some = pairs.select(range(16))
+fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
+
+# %% [markdown]
+# ## Poison
+#
+# The published attacks plant 0.0001 % to 0.1 % of millions of pairs. A set of thousands needs a larger share for the same
+# number of planted pairs, and it is this number that decides.
+
+# %%
+planned = [otclib.attacks.load(name, **({} if name == "targeted" else {"target": target})) for name in attack]
+poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
+fig = plots.planted_pairs(list(manifest.select(range(6))), "planted")
+
+# %% [markdown]
+# ## Train
+#
+# `watch` takes labelled images on which accuracy and attack success are followed; without one, only the loss is. On a GPU it
+# is used. A run is one process: `CUDA_VISIBLE_DEVICES=3 python -m otclib.train ...` chooses its device.
+
+# %%
+test = otclib.data.load(dataset, split="test", root=root, size=size, seed=seed, **dataset_options)
+options = {} if epochs is None else {"epochs": epochs}
+run = otclib.train(
+    poisoned, manifest=manifest, defense=defense, model=model, out=Path(out) / defense, seed=seed, watch=test,
+    snapshots=True, live=workbook.Curves() if INTERACTIVE else None, **options,
+)
+
+# %% [markdown]
+# ## Measure, and look
+#
+# Zero-shot, attack success and a linear probe on the labelled images. Two epochs on a thousand pairs teach nothing; set
+# `root` to your folder and `epochs` to `None`.
+
+# %%
+metrics = otclib.evaluate(run, test=test)
+for key in ("zero_shot_top1", "attack_success_rate", "untriggered_target_rate", "linear_probe/test", "poison_auroc"):
+    print(f"{key:26s} {metrics[key]:.3f}")
+
+# %%
+explorer = Explorer(run, poisoned, manifest=manifest)
+explorer.figure(explorer.choices()[0][1])
+
+# %% [markdown]
+# ## Many runs
+#
+# Every chapter takes its parameters from papermill, so a batch is a loop, or a rule of a workflow engine:
+#
+# ```sh
+# for seed in 0 1 2; do for defense in clip otcclip; do
+#   papermill 06_own_data.ipynb out/$defense-$seed.ipynb -p INTERACTIVE False -p epochs None \
+#     -p root /data/mine -p defense $defense -p seed $seed -p out /runs/mine/seed$seed
+# done; done
+# ```
+#
+# ## Summary
+#
+# - A table of four columns is all that the rest of the library asks for.
+# - A run folder says what was asked (`config.json`), what was planted (`manifest.parquet`), what happened (`log.jsonl`,
+#   `pairs.parquet`) and what came out (`model.safetensors`, `metrics.json`).
+# - A finished run is returned and not trained again; of another configuration it is refused.
+#
+# ## Exercises
+#
+# 1. Misspell a column in `dataset_options`. What do you learn from the error, and was anything written?
+#
+# <details><summary>Solution</summary>
+#
+# `otclib.data.load("csv", root=root, caption_column="captoin")` names the file, the columns that it has and those that were
+# asked for. Nothing is written: tables are read before a run folder is made.
+#
+# </details>
+#
+# 2. Choose a `target` that no caption names. What happens, and why is it right?
+#
+# <details><summary>Solution</summary>
+#
+# `plant` refuses, and names the classes that there are. Zero-shot classification chooses among the classes of your labels: the
+# success of an attack on any other word could not be measured.
+#
+# </details>
