@@ -28,7 +28,8 @@ import json
 from pathlib import Path
 
 import otclib
-from otclib import plots, workbook
+from IPython.display import Markdown
+from otclib import compare, plots, workbook
 
 if fast:
     out, size = f"{out}-fast", 1000
@@ -101,11 +102,24 @@ for a in otclib.attacks.from_manifest(manifest):
         print(f"with the patch, all of these should be called “{a.target}”")
 
 # %% [markdown]
+# ## How few are enough?
+#
+# The undefended model on one sixteenth of this poison, up to twice as much (`make dose`: three seeds each; both attacks in
+# one set).
+
+# %%
+dose = Path(otclib.__file__).parent.parent / "figures" / "dose.json"
+if dose.exists():
+    records = json.loads(dose.read_text())
+    fig = plots.dose(records)
+    display(Markdown(compare.dose_table(records)))
+
+# %% [markdown]
 # ## Summary
 #
 # - A set is poisoned by adding pairs; no label is touched, no code is broken into.
-# - The targeted attack needs two dozen pairs per image, BadNets about one pair in a hundred here: our set is small
-#   and so must be the denominator. On millions of pairs the published attacks need 0.0001 % to 0.01 %.
+# - It is the number of planted pairs that counts more than their share: our set is small, so the shares are large. On millions
+#   of pairs the published attacks need 0.0001 % to 0.01 %.
 # - The manifest is written beside every run, so that every success rate can be traced to the pairs behind it.
 #
 # ## Exercises

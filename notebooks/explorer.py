@@ -39,10 +39,6 @@ pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=s
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, **options)
 explorer = Explorer(runs, poisoned, manifest=manifest)
 
-# %%
-if INTERACTIVE:
-    display(explorer.show())
-
 # %% [markdown]
 # ## For readers without a kernel
 #
@@ -58,6 +54,13 @@ fig.savefig(figures / "explorer.pdf")
 page = explorer.save_html(figures / "explorer.html")
 print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
 fig
+
+# %% [markdown]
+# ## With a kernel
+
+# %%
+if INTERACTIVE:
+    display(explorer.show())
 
 # %% [markdown]
 # ## Summary

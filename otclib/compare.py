@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from otclib.plots import NAME
+from otclib.plots import NAME, planted
 from otclib.results import order, select, summary
 
 # What was published, with its source. Their data, models and rates are not ours: to be read beside our figures, not
@@ -206,4 +206,22 @@ def ablation_table(records: list[dict]) -> str:
         runs = select(records, variant=variant)
         cells = [summary([r.get(key) for r in runs], *rows[key][1:]) for key in keys]
         lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def dose_table(records: list[dict]) -> str:
+    """Markdown: how much poison gives how much success, undefended; mean and range over seeds."""
+    heads = ("triggered pairs", "% of all", "BadNets ASR, %", "copies per image", "targets hit, of 16")
+    heads += ("zero-shot, %", "seeds")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads)]
+    for dose in sorted({r["dose"] for r in records}):
+        runs = select(records, dose=dose)
+        amount = planted(runs[0])
+        share = summary([r["poison_rate/badnets"] for r in runs], 100, 2)
+        asr, hits, accuracy = (
+            summary([r.get(key) for r in runs], factor)
+            for key, factor in (("attack_success_rate", 100), ("targets_hit", 1), ("zero_shot_top1", 100))
+        )
+        cells = (amount["pairs"], share, asr, amount["copies"], hits, accuracy, len(runs))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -377,6 +377,31 @@ def ablation(records: Sequence[Mapping]) -> Figure:
     return fig
 
 
+def dose(records: Sequence[Mapping]) -> Figure:
+    """What the attacker gets for how much poison, undefended: a dot per seed, a line through the means."""
+    panels = (
+        ("pairs", "attack_success_rate", 100, "triggered pairs in the set", "BadNets ASR, %"),
+        ("copies", "targets_hit", 1, "copies of every targeted image", "targeted images hit, of 16"),
+    )
+    fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
+    for ax, (amount, key, factor, xlabel, ylabel) in zip(axes, panels):
+        points = [(planted(r)[amount], factor * r[key]) for r in records if r.get(key) is not None]
+        ax.plot(*zip(*points), "o", color=POISON, alpha=0.5, markersize=5)
+        places = sorted({x for x, _ in points})
+        ax.plot(places, [np.mean([y for x, y in points if x == place]) for place in places], color=POISON)
+        ax.set(xscale="log", xticks=places, xticklabels=[f"{x:,}" for x in places], xlabel=xlabel, ylabel=ylabel)
+        ax.minorticks_off()
+        ax.set_ylim(-0.03 * max(factor, 16), 1.05 * max(factor, 16))
+        _clean_axes(ax)
+    return fig
+
+
+def planted(record: Mapping) -> dict[str, int]:
+    """How much a run was given: triggered ``pairs`` of BadNets, and ``copies`` of every targeted image."""
+    count = {kind: round(record[f"poison_rate/{kind}"] * record["pairs"]) for kind in ("badnets", "targeted")}
+    return {"pairs": count["badnets"], "copies": round(count["targeted"] / record["targets"])}
+
+
 def transport_view(view, word: int | None = None, place: int | None = None, competitors: bool = True) -> Figure:
     """One plan in one picture, of an ``explorer.View``; ``word`` (default the sharpest) or a ``place`` stands out.
 

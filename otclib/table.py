@@ -5,7 +5,8 @@
     figures/results.md, figures/*.png           what is made of them; with --publish, the README's section too
 
 It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
-with one part missing at a time instead, into ``runs/ablation`` and ``figures/ablation.json``. The attack ``sig`` (much
+with one part missing at a time instead, into ``runs/ablation`` and ``figures/ablation.json``; with ``--dose`` the
+undefended model on more and more poison, into ``runs/dose`` and ``figures/dose.json``. The attack ``sig`` (much
 like ``blended`` here) and ``cleanclip-supervised`` (which leaves a linear head, not a CLIP model) are run on demand:
 ``--attacks sig --defenses clip cleanclip-supervised``.
 """
@@ -44,25 +45,29 @@ ABLATION = {
     "global only": {"global_weight": 1.0, "inter": 0.0, "intra": 0.0},
     "captions always re-assigned": {"own": False},
 }
+DOSES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)  # times the copies and the rate that the attacks have by default
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the table, or of the ablation (``variant``: a key of ``ABLATION``)."""
+    """One run of the table, or of the ablation (``variant``: a key of ``ABLATION``), or of the ``dose`` series."""
 
     attack: str
     defense: str
     seed: int
     variant: str | None = None
+    dose: float | None = None
 
     def folder(self, out: Path) -> Path:
+        if self.dose is not None:
+            return out / f"{self.dose:g}" / self.defense / f"seed{self.seed}"
         if self.variant is not None:
             return out / self.variant.replace(" ", "-") / f"seed{self.seed}"
         return out / self.attack / self.defense / f"seed{self.seed}"
 
     def needs(self) -> list[Job]:
         """What must be finished first."""
-        if self.attack == "none" or self.variant is not None:
+        if self.attack == "none" or self.variant is not None or self.dose is not None:
             return []
         first = [Job("none", "clip", self.seed)]
         if self.attack == "adaptive":
@@ -73,8 +78,14 @@ class Job:
 
     def planned(self, out: Path) -> list:
         """The attacks on the training set."""
-        if self.variant is not None:
-            return [otclib.attacks.load("targeted"), otclib.attacks.load("badnets")]
+        if self.variant is not None or self.dose is not None:
+            dose = 1 if self.dose is None else self.dose
+            targeted, badnets = otclib.attacks.load("targeted"), otclib.attacks.load("badnets")
+            copies = max(1, round(dose * targeted.copies))
+            return [
+                dataclasses.replace(targeted, copies=copies),
+                dataclasses.replace(badnets, rate=dose * badnets.rate),
+            ]
         if self.attack == "adaptive":
             surrogate = Job("none", "clip", SURROGATE_SEED).folder(out) / "model.safetensors"
             return [otclib.attacks.load("adaptive", surrogate=str(surrogate))]
@@ -194,6 +205,7 @@ def record(job: Job, out: Path) -> dict:
         "attack": job.attack,
         "seed": job.seed,
         "variant": job.variant,
+        "dose": job.dose,
         "rate": rate,
         "seconds_total": sum(seconds),
         "seconds_until_safe": results.seconds_until_safe(results.log(run), sum(seconds[:-1])),
@@ -207,12 +219,13 @@ def record(job: Job, out: Path) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m otclib.table", description=__doc__.split("\n")[0])
-    p.add_argument("--out", type=Path, help="default runs/table, or runs/ablation")
+    p.add_argument("--out", type=Path, help="default runs/table, runs/ablation or runs/dose")
     p.add_argument("--figures", type=Path, default=Path("figures"))
     p.add_argument("--defenses", nargs="+", default=list(DEFENSES))
     p.add_argument("--attacks", nargs="+", default=list(ATTACKS))
     p.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     p.add_argument("--ablation", action="store_true", help="OTCCLIP with one part missing at a time, instead")
+    p.add_argument("--dose", action="store_true", help="the undefended model on more and more poison, instead")
     p.add_argument("--workers", type=int, help="runs at a time; default one per core, on a GPU one")
     p.add_argument("--limit", type=float, metavar="MINUTES", help="start no run after so many minutes")
     p.add_argument("--precision", default="bf16", help="bf16 or fp32")
@@ -224,11 +237,14 @@ def main(arguments: list[str] | None = None) -> None:
         otclib.defenses.load(name)
     for name in a.attacks:
         otclib.attacks.load(name)
+    both = "targeted+badnets"
     if a.ablation:
-        todo = [Job("targeted+badnets", "otcclip", seed, variant) for seed in a.seeds for variant in ABLATION]
+        kind, todo = "ablation", [Job(both, "otcclip", seed, variant) for seed in a.seeds for variant in ABLATION]
+    elif a.dose:
+        kind, todo = "dose", [Job(both, "clip", seed, dose=dose) for seed in a.seeds for dose in DOSES]
     else:
-        todo = jobs(a.attacks, a.defenses, a.seeds)
-    out = a.out or Path("runs/ablation" if a.ablation else "runs/table")
+        kind, todo = "table", jobs(a.attacks, a.defenses, a.seeds)
+    out = a.out or Path("runs") / kind
     workers = a.workers or (1 if torch.cuda.is_available() else torch.get_num_threads())
     options = {"precision": a.precision, "size": a.size} | ({"epochs": a.epochs} if a.epochs else {})
     known = {"precision": a.precision, "epochs": a.epochs}
@@ -247,31 +263,33 @@ def main(arguments: list[str] | None = None) -> None:
     records = [record(job, out) for job in todo if job in finished and job.seed != SURROGATE_SEED]
     if not records:
         raise SystemExit(f"otclib.table: no run is finished in {out}")
-    draw(records, a.figures, "ablation" if a.ablation else "results")
+    draw(records, a.figures, kind)
     if a.publish:
-        publish(a.figures, "ablation" if a.ablation else "table")
+        publish(a.figures, kind)
     if failed:
         raise SystemExit(f"otclib.table: {len(failed)} runs failed, see above")
 
 
-def draw(records: list[dict], figures: Path, name: str) -> None:
+FILES = {"table": "results"}  # their names in figures/, where they are not the kind's own
+
+
+def draw(records: list[dict], figures: Path, kind: str) -> None:
     """Write records, tables and pictures."""
     from otclib import plots
 
     figures.mkdir(parents=True, exist_ok=True)
-    otclib.training.write_json(figures / f"{name}.json", records)
-    if name == "ablation":
-        text, picture = compare.ablation_table(records), plots.ablation(records)
-    else:
-        text, picture = compare.report(records), plots.attack_grid(records)
-    (figures / f"{name}.md").write_text(text + "\n")
-    picture.savefig(figures / f"{name}.png", dpi=150)
+    file = figures / FILES.get(kind, kind)
+    otclib.training.write_json(file.with_suffix(".json"), records)
+    draws = {"table": plots.attack_grid, "ablation": plots.ablation, "dose": plots.dose}
+    tables = {"table": compare.report, "ablation": compare.ablation_table, "dose": compare.dose_table}
+    file.with_suffix(".md").write_text(tables[kind](records) + "\n")
+    draws[kind](records).savefig(file.with_suffix(".png"), dpi=150)
 
 
-def publish(figures: Path, mark: str) -> None:
+def publish(figures: Path, kind: str) -> None:
     """Put the tables that were drawn into the README."""
-    name = {"table": "results", "ablation": "ablation"}[mark]
-    results.into_readme(mark, (figures / f"{name}.md").read_text().strip(), figures.resolve().parent / "README.md")
+    text = (figures / FILES.get(kind, kind)).with_suffix(".md").read_text().strip()
+    results.into_readme(kind, text, figures.resolve().parent / "README.md")
 
 
 if __name__ == "__main__":

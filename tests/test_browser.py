@@ -17,6 +17,11 @@ from otclib import demo
 
 SHOTS = Path(os.environ.get("OTCLIB_SCREENSHOTS", "runs/screenshots"))
 
+SETTINGS = {  # all cells are made, and not only those in sight; nobody is asked about news
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false"},
+}
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -30,7 +35,7 @@ def served(tmp_path):
     servers = []
 
     def serve(*command: str, port: int, path: str = "") -> str:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
         log = open(tmp_path / "server.log", "w")
         servers.append(subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log))
         address, start = f"http://127.0.0.1:{port}/{path}", time.monotonic()
@@ -62,7 +67,8 @@ def small_notebook(folder: Path) -> Path:
 
 def move_and_compare(page, name: str) -> None:
     """Move the reg slider by the keyboard; the picture must change, nothing may go wrong."""
-    page.wait_for_selector(".widget-image", timeout=300_000)
+    page.wait_for_selector(".widget-image", timeout=600_000)
+    page.locator(".widget-image").first.scroll_into_view_if_needed()
     picture = page.locator(".widget-image").first
     page.wait_for_function("document.querySelector('.widget-image').src.startsWith('blob:')", timeout=60_000)
     page.wait_for_timeout(500)
@@ -80,15 +86,19 @@ def move_and_compare(page, name: str) -> None:
 def test_the_explorer_in_jupyterlab(served, tmp_path):
     small_notebook(tmp_path)
     port = free_port()
+    for name, value in SETTINGS.items():
+        file = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(value))
     options = [f"--ServerApp.root_dir={tmp_path}", f"--port={port}", "--no-browser", "--allow-root"]
-    quiet = ["--IdentityProvider.token=", "--LabApp.news_url=", "--LabApp.check_for_updates_class="]
-    served("jupyterlab", *options, *quiet, port=port, path="api")
+    served("jupyterlab", *options, "--IdentityProvider.token=", port=port, path="api")
     with browser_page(1500, 1400) as page:
         page.goto(f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-        page.wait_for_selector("[data-status='idle']", timeout=120_000)
+        page.wait_for_selector("text=/ipykernel.*Idle/", timeout=120_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
+        page.wait_for_selector(".jp-InputPrompt:text-matches('[1*]')", timeout=30_000)
         move_and_compare(page, "jupyterlab")
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
         assert page.locator(".jp-OutputArea-output:has-text('Traceback')").count() == 0

@@ -58,6 +58,19 @@ GROUNDED = {
         lambda: plots.separation({"clip": (np.random.rand(50), np.random.rand(9))}),
         lambda: plots.rematched([ROW] * 2),
         lambda: plots.word_overlays(IMAGE, ["a", "star"], np.random.rand(2, 8, 8), [None, [0.1, 0.2, 0.5, 0.6]]),
+        lambda: plots.dose(
+            [
+                {
+                    "poison_rate/badnets": 0.005 * d,
+                    "poison_rate/targeted": 0.02 * d,
+                    "pairs": 12000,
+                    "targets": 15,
+                    "attack_success_rate": d / 2,
+                    "targets_hit": 7 * d,
+                }
+                for d in (1, 2)
+            ]
+        ),
         lambda: plots.bounds(np.linspace(0.2, 0.9, 20), np.linspace(0.5, 1.0, 20)),
         lambda: plots.distance_bands({"clip": {e: {"clean": np.ones(9), "badnets": np.ones(3)} for e in (1, 2)}}),
         lambda: plots.reg_sweep(IMAGE, "star", {0.1: np.random.rand(8, 8)}, {0.1: 0.4}),

@@ -201,3 +201,17 @@ def test_claims_hold_only_if_they_do_in_every_run():
 def test_the_readme_shows_the_committed_records():
     records = json.loads((ROOT / "figures" / "results.json").read_text())
     assert compare.report(records) in (ROOT / "README.md").read_text()
+
+
+def test_a_dose_is_a_multiple_of_both_attacks(tmp_path):
+    planned = {dose: table.Job("targeted+badnets", "clip", 0, dose=dose).planned(tmp_path) for dose in (1 / 16, 1, 2)}
+    assert [[a.copies, b.rate] for a, b in planned.values()] == [[1, 0.005 / 16], [16, 0.005], [32, 0.01]]
+    folders = {table.Job("targeted+badnets", "clip", 0, dose=dose).folder(tmp_path) for dose in table.DOSES}
+    assert len(folders) == len(table.DOSES) and not table.Job("targeted+badnets", "clip", 0, dose=2).needs()
+
+
+def test_the_dose_table_by_hand():
+    run = {"poison_rate/badnets": 0.005, "poison_rate/targeted": 0.02, "pairs": 12_000, "targets": 15, "dose": 1}
+    records = [run | {"attack_success_rate": rate, "targets_hit": hits} for rate, hits in ((0.5, 14), (0.7, 16))]
+    line = compare.dose_table(records).splitlines()[-1]
+    assert line.split(" | ") == ["| 60", "0.50", "60.0 (50.0 to 70.0)", "16", "15.0 (14.0 to 16.0)", "", "2 |"], line

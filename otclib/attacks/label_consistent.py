@@ -25,12 +25,14 @@ class LabelConsistent(BadNets):
     """``rate`` is a share of all pairs, and cannot exceed the target class's own. At test time nothing is hazy.
 
     A triggered image of a star still shows a star, and a single patch, planted this way, only competes with it: an
-    undefended model followed it in 52 % of the images (1.5 % of the pairs, no haze), four of them in 96 %.
+    undefended model followed it in 52 % of the images (1.5 % of the pairs, no haze, seed 10). With four patches the
+    haze decides: at 0.5 they were followed in 96 % (seed 10) and 49 % (seed 0), at
+    0.8 in 100 % (seeds 11 and 12).
     """
 
     rate: float = 0.018
     location: str = "four_corners"
-    haze: float = 0.5
+    haze: float = 0.8
 
     kind: ClassVar[str] = "label-consistent"
     WHOM: ClassVar[str] = "only they show and name the target class"
