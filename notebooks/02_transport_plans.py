@@ -104,7 +104,9 @@ print(f"exact     ⟨P, C⟩ = {float(exact(torch.tensor(C))[1]):.4f}")
 # $$ \langle P, C\rangle \;\ge\; 1 - \langle\bar v, \bar t\rangle - \sigma_v\sigma_t , $$
 #
 # one dot product a caption (`matching.lower_bound`). Only a caption whose bound is below the best cost found so far can be
-# nearer. For that we need a trained model; where there is none yet, this cell makes it (chapter 3 says how).
+# nearer. Where transport alone counts, as in this picture, it rules out few; a second bound, each word to the places that it
+# is most like, does the rest (`matching` says how), and a few dozen of a thousand problems are solved. For all that we need
+# a trained model; where there is none yet, this cell makes it (chapter 3 says how).
 
 # %%
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)

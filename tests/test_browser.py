@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def served(tmp_path):
         while time.monotonic() - start < 120:
             try:
                 urllib.request.urlopen(address, timeout=2)
+                return address
+            except urllib.error.HTTPError:  # it refuses, so it is there
                 return address
             except OSError:
                 if servers[-1].poll() is not None:

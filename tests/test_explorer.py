@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -192,12 +193,14 @@ def test_the_figure_for_papers(explorer, tmp_path, suffix):
 
 
 def test_the_figure_shows_the_plan(explorer):
+    plt.close("all")
     view = explorer.view(4)
     figure = plots.transport_view(view, word=1, place=9)
     matrix = next(ax for ax in figure.axes if ax.get_xlabel().startswith("places"))
     np.testing.assert_array_equal(matrix.images[0].get_array(), view.plan.T)
     texts = [t.get_text() for ax in figure.axes for t in ax.texts]
     assert all(w in texts for w in view.words) and f"“{view.caption}”" in [t.get_text() for t in figure.texts]
+    assert figure._repr_png_().startswith(b"\x89PNG") and not plt.get_fignums(), "shown without pyplot, and not kept"
     with pytest.raises(ValueError, match="word lies in 0"):
         plots.transport_view(view, word=99)
     with pytest.raises(ValueError, match="place in 0 ... 63"):
