@@ -89,8 +89,10 @@ print(f"{metrics['targets_hit']} of {metrics['targets']} targeted images are cal
 # %% [markdown]
 # ## 3. Look inside
 #
-# A planted pair under this model: where its words go on the image, and which captions are nearer. In the explorer below,
-# move *after epoch* and see how the planted caption becomes the nearest one.
+# A planted pair under this model: where its words go on the image, and which captions are nearer. By the cosine of the whole,
+# which is what it was trained with, the attacker's caption is among the nearest: move *after epoch* in the explorer below and
+# see it rise. Its words, one by one, fit nothing there, and by transport hundreds of captions are nearer: that is what
+# OTCCLIP builds on.
 
 # %%
 explorer = Explorer(runs, poisoned, manifest=manifest)
@@ -106,8 +108,8 @@ if INTERACTIVE:
 #
 # - Some three hundred planted pairs of twelve thousand are enough to own a model trained on them, and its accuracy shows
 #   nothing of it.
-# - A transport plan shows where the words of a caption go; a planted caption fits nothing on its image until the model
-#   has learned it by heart.
+# - A transport plan shows where the words of a caption go; a planted caption can be near as a whole, and its words still fit
+#   nothing on the image.
 #
 # Go on with [chapter 1](01_poisoning.ipynb).
 #

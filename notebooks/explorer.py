@@ -51,7 +51,7 @@ figures.mkdir(parents=True, exist_ok=True)
 pair = explorer.choices()[0][1]
 fig = explorer.figure(pair, run=defense[-1])
 fig.savefig(figures / "explorer.pdf")
-page = explorer.save_html(figures / "explorer.html")
+page = explorer.save_html(figures / "explorer.html", progress=INTERACTIVE)
 print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
 fig
 
@@ -65,18 +65,18 @@ if INTERACTIVE:
 # %% [markdown]
 # ## Summary
 #
-# - A planted pair's caption is carried to its image at a higher cost than the image's own, once the model knows its objects;
-#   under OTCCLIP it stays so, without a defence the cost falls as the pair is learned by heart.
-# - The rank among the pool's captions says the same in whole numbers, for transport and for cosine.
+# - Two distances of one pair stand side by side: the cosine of the whole, and the cost of carrying word by word.
+# - Without a defence a planted caption rises among the nearest by cosine, as the pair is learned by heart (chapter 3 has the
+#   curve over all planted pairs); under OTCCLIP it stays behind hundreds of others by both.
 #
 # ## Exercises
 #
-# 1. Choose a planted pair and the model `clip`. After which epoch is its planted caption the nearest of the pool?
+# 1. Choose a planted pair and the model `clip`. After which epoch is its planted caption among the five nearest by cosine?
 #
 # <details><summary>Solution</summary>
 #
 # Move *after epoch* from left to right and read the rank under the list. Or:
-# `[(e, explorer.view(pair, run="clip", epoch=e).ranking["transport"][0]) for e in explorer.checkpoints["clip"]]`.
+# `[(e, explorer.view(pair, run="clip", epoch=e).ranking["cosine"][0]) for e in explorer.checkpoints["clip"]]`.
 #
 # </details>
 #

@@ -268,11 +268,14 @@ class Explorer:
         """Widgets, to be displayed. They are reached by Tab and moved by the arrow keys."""
         return Panel(self, dpi).box
 
-    def save_html(self, path: str | Path, pairs: Sequence[int] | None = None) -> Path:
-        """Write the views of some pairs as one page with sliders, which needs neither a kernel nor a network."""
+    def save_html(self, path: str | Path, pairs: Sequence[int] | None = None, **options) -> Path:
+        """Write the views of some pairs as one page with sliders, which needs neither a kernel nor a network.
+
+        ``options`` : see ``page.write``.
+        """
         from otclib import page
 
-        return page.write(self, path, pairs)
+        return page.write(self, path, pairs, **options)
 
 
 class Panel:

@@ -45,7 +45,7 @@ class Transport:
 
     @cached_property
     def weights(self) -> tuple[Tensor, Tensor]:
-        """a [B, N] and b [B, M] as they were solved: summing to 1."""
+        """a [B, N] and b [B, M] as they were solved, summing to 1."""
         return tuple(_scaled(w) for w in self._weights)
 
     @cached_property
