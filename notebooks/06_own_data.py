@@ -40,6 +40,7 @@ out = "../runs/own"  # the run lands in out/<defense>
 fast = False  # True: fewer pairs in the example
 INTERACTIVE = True  # False under papermill: no widgets
 
+
 # %%
 import csv
 from pathlib import Path
@@ -91,7 +92,7 @@ fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
 # %%
 planned = [otclib.attacks.load(name, **({} if name == "targeted" else {"target": target})) for name in attack]
 poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
-fig = plots.planted_pairs(list(manifest.select(range(6))), "planted")
+fig = plots.planted_pairs(list(manifest.select(range(min(6, len(manifest))))), "planted")
 
 # %% [markdown]
 # ## Train
