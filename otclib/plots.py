@@ -402,7 +402,7 @@ def planted(record: Mapping) -> dict[str, int]:
     return {"pairs": count["badnets"], "copies": round(count["targeted"] / record["targets"])}
 
 
-class Picture(Figure):
+class _Picture(Figure):
     """A figure that pyplot does not know of, so that nothing has to close it; notebooks show it all the same."""
 
     def _repr_png_(self) -> bytes:
@@ -428,7 +428,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
     maps, count = view.maps(), len(view.words)
     maps = maps / max(maps.max(), FAINT / len(view.plan))
     width, height = 12.0 if competitors else 8.4, 6.2
-    fig = Picture(figsize=(width, height))
+    fig = _Picture(figsize=(width, height))
 
     def axes(left, bottom, wide, high, **limits):
         """Bare axes at a place in inches."""
