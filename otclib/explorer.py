@@ -133,7 +133,7 @@ class Explorer:
 
         Raises
         ------
-        ValueError : no such pair, run or epoch; an empty caption; words that the model has never read (``unknown``).
+        ValueError : no such pair, run or epoch; an empty caption; words that no caption here holds (``unknown``).
         """
         run = next(iter(self.checkpoints)) if run is None else run
         if run not in self.checkpoints:
@@ -189,7 +189,7 @@ class Explorer:
         near = list(dict.fromkeys(n for w in strange for n in difflib.get_close_matches(w, self.vocabulary, 3, 0.6)))
         listed = ", ".join(f"“{w}”" for w in strange)
         hint = f" Near in spelling: {', '.join(near)}." if near else ""
-        return f"The model has never read {listed}: its captions hold {len(self.vocabulary)} words.{hint}"
+        return f"No caption of this table holds {listed}, so the model cannot know it.{hint}"
 
     # -- what a view is made of --------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ def test_any_open_clip_model(pairs):
         ({"run": "clip", "epoch": "7"}, "clip has no epoch '7'"),
         ({"pair": 10_000}, "pair must lie in 0"),
         ({"caption": "  "}, "empty"),
-        ({"caption": "a red zebrafish"}, "never read “zebrafish”"),
+        ({"caption": "a red zebrafish"}, "No caption of this table holds “zebrafish”"),
     ],
 )
 def test_what_cannot_be_shown(explorer, asked, said):
