@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint explorer book figures table ablation dose bench clean
+.PHONY: setup demo test lint explorer book figures table ablation dose batch bench clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,9 @@ ablation: setup  # OTCCLIP with one part missing at a time, three seeds: 90 minu
 
 dose: setup  # the undefended model on more and more poison, three seeds: 45 minutes on two cores
 	$(BIN)/python -m otclib.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 01_poisoning
+
+batch: setup  # chapter 6 for every data set, attack, defence and seed of notebooks/batch.yaml, under Snakemake; it resumes
+	cd notebooks && ../$(BIN)/snakemake --cores all
 
 bench: setup  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -30,10 +30,10 @@ dataset = "csv"  # see the table
 root = None  # your folder; None: a small example is written, of drawn scenes
 dataset_options = {"label_column": "label"}  # what the reader of this dataset takes
 size = None  # number of pairs; None: all of them
-attack = ["badnets"]  # planted one after the other
+attack = ["badnets"]  # planted one after the other; []: nothing is
 target = "umbrella"  # the class that the trigger shall mean; your captions must name it
 defense = "otcclip"  # see otclib.defenses
-model = "small"  # or any open_clip name; ViT-B-32 and larger want a GPU
+model = "small"  # or any open_clip name (ViT-B-32 and larger want a GPU), or the weights of a run, to go on from
 seed = 0  # attack and training
 epochs = 2  # far too few to learn from; None: the defence's own
 out = "../runs/own"  # the run lands in out/<defense>
@@ -58,7 +58,7 @@ if fast:
 # Without a `root` we write one, as you would have it: images, and a file that says what they are.
 
 # %%
-if root is None:
+if dataset == "csv" and root is None:
     root = Path(out) / "example"
     for split, count in (("train", 300 if fast else 1200), ("test", 200)):
         scenes = otclib.data.load("scenes", split=split, size=count, seed=seed)
@@ -91,20 +91,26 @@ fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
 
 # %%
 planned = [otclib.attacks.load(name, **({} if name == "targeted" else {"target": target})) for name in attack]
-poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
-fig = plots.planted_pairs(list(manifest.select(range(min(6, len(manifest))))), "planted")
+poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed) if planned else (pairs, None)
+if planned:
+    fig = plots.planted_pairs(list(manifest.select(range(min(6, len(manifest))))), "planted")
 
 # %% [markdown]
 # ## Train
 #
 # `watch` takes labelled images on which accuracy and attack success are followed; without one, only the loss is. On a GPU it
-# is used. A run is one process: `CUDA_VISIBLE_DEVICES=3 python -m otclib.train ...` chooses its device.
+# is used. A run is one process: `CUDA_VISIBLE_DEVICES=3 python -m otclib.train ...` chooses its device. `cleanclip` repairs a
+# finished run on pairs that one trusts: here, those that were not planted.
 
 # %%
+table = poisoned
+if defense.startswith("cleanclip") and planned:
+    planted = set(manifest["id"])
+    table = pairs.filter(lambda id: id not in planted, input_columns="id")
 test = otclib.data.load(dataset, split="test", root=root, size=size, seed=seed, **dataset_options)
 options = {} if epochs is None else {"epochs": epochs}
 run = otclib.train(
-    poisoned, manifest=manifest, defense=defense, model=model, out=Path(out) / defense, seed=seed, watch=test,
+    table, manifest=manifest, defense=defense, model=model, out=Path(out) / defense, seed=seed, watch=test,
     snapshots=True, live=workbook.Curves() if INTERACTIVE else None, **options,
 )
 
@@ -117,7 +123,8 @@ run = otclib.train(
 # %%
 metrics = otclib.evaluate(run, test=test)
 for key in ("zero_shot_top1", "attack_success_rate", "untriggered_target_rate", "linear_probe/test", "poison_auroc"):
-    print(f"{key:26s} {metrics[key]:.3f}")
+    if metrics.get(key) is not None:
+        print(f"{key:26s} {metrics[key]:.3f}")
 
 # %%
 explorer = Explorer(run, poisoned, manifest=manifest)
@@ -126,14 +133,9 @@ explorer.figure(explorer.choices()[0][1])
 # %% [markdown]
 # ## Many runs
 #
-# Every chapter takes its parameters from papermill, so a batch is a loop, or a rule of a workflow engine:
-#
-# ```sh
-# for seed in 0 1 2; do for defense in clip otcclip; do
-#   papermill 06_own_data.ipynb out/$defense-$seed.ipynb -p INTERACTIVE False -p epochs None \
-#     -p root /data/mine -p defense $defense -p seed $seed -p out /runs/mine/seed$seed
-# done; done
-# ```
+# Every chapter takes its parameters from papermill: `papermill 06_own_data.ipynb mine.ipynb -p root /data/mine -p seed 1`.
+# `batch.yaml` lists data sets, attacks, defences and seeds; `make batch` executes this chapter for all of them under Snakemake
+# and makes a table of each attack. It goes on where it was stopped; the `Snakefile` says how to run it on a cluster.
 #
 # ## Summary
 #

@@ -83,7 +83,8 @@ def table(runs: Iterable[str | Path | dict]) -> str:
                 cells.append(
                     f"{mean.format(np.mean(values))} ({form.format(min(values))} to {form.format(max(values))})"
                 )
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        if any(cells):
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import types
 
 from otclib import attacks, data, defenses
 from otclib.training import train
+
+
+class _Command(types.ModuleType):
+    """Importing this module puts it where the function ``otclib.train`` was: so it can be called like it."""
+
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Command
 
 
 def main(arguments: list[str] | None = None) -> None:
