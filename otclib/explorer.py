@@ -283,6 +283,7 @@ class Panel:
 
     def __init__(self, explorer: Explorer, dpi: int = 88):
         import ipywidgets as w
+        from ipyevents import Event
 
         self.explorer, self.dpi, self.milliseconds = explorer, dpi, 0.0
         style, wide = {"description_width": "92px"}, w.Layout(width="98%")
@@ -310,6 +311,8 @@ class Panel:
         right = w.VBox([self.epoch, self.reg, self.unbalanced, self.place], layout=w.Layout(width="50%"))
         below = w.HBox([self.picture, self.nearest], layout=w.Layout(flex_flow="row wrap"))
         self.box = w.VBox([w.HBox([left, right]), self.word, self.message, below])
+        self._mouse = Event(source=self.picture, watched_events=["click"])
+        self._mouse.on_dom_event(self._click)
         self._quiet = False
         for widget, act in (
             (self.pair, self._choose_pair),
@@ -382,9 +385,19 @@ class Panel:
     def _draw(self, start: float | None = None) -> None:
         start = time.perf_counter() if start is None else start
         place = None if self.place.value == NOWHERE else self.place.value
-        figure = plots.transport_view(self.view, self.word.value, place, competitors=False)
-        self.picture.value = plots.png(figure, self.dpi)
+        self.figure = plots.transport_view(self.view, self.word.value, place, competitors=False)
+        self.picture.value = plots.png(self.figure, self.dpi)
         self.milliseconds = 1000 * (time.perf_counter() - start)
+
+    def _click(self, event: dict) -> None:
+        """Choose the word and the place under the mouse; the place that is chosen already is let go."""
+        x, y = event["relativeX"] / event["boundingRectWidth"], event["relativeY"] / event["boundingRectHeight"]
+        word, place = plots.pointed_at(self.figure, self.view, x, y)
+        if word is not None:
+            self._set(self.word, value=word)
+        if place is not None:
+            self._set(self.place, value=NOWHERE if word is None and place == self.place.value else place)
+        self._draw()
 
 
 def _checkpoints(run: str | Path) -> dict[str, str | Path]:

@@ -32,6 +32,7 @@ NAME = {
     "otcclip": "OTCCLIP (reconstruction)",
 }
 HEAT, CHOSEN = "magma", "#E69F00"
+BESIDE, TILE = 1.13, 172  # where a transport view's words begin, in widths of its image; a word's share of the strip
 FAINT = 4.0  # in a transport view, mass spread evenly has a quarter of the brightest colour, or less
 
 
@@ -442,7 +443,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
     told = f"{view.title}   reg {view.reg:g}{rho}   cost ⟨P, C⟩ {view.cost:.3f}{unsolved}"
     fig.text(0.15 / width, 0.92, told, va="center")
 
-    left = axes(0.15, 1.8, 4.86, 3.63, xlim=(0, 4.86 / 3.63), ylim=(0, 1))
+    left = axes(0.15, 1.8, 4.86, 3.63, label="image")
     left.imshow(_under(view.image, maps[word]), extent=(0, 1, 0, 1), aspect="auto", interpolation="nearest", zorder=1)
     left.set(xlim=(0, 4.86 / 3.63), ylim=(0, 1))
     _ribbons(left, view, word, place)
@@ -452,7 +453,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
         left.add_patch(Rectangle((x, y), 1 / columns, 1 / rows, fill=False, color=CHOSEN, linewidth=2.5, zorder=4))
 
     brightest = max(view.plan.max(), FAINT / view.plan.size)
-    matrix = axes(5.1, 1.8, 2.6, 3.63)
+    matrix = axes(5.1, 1.8, 2.6, 3.63, label="plan")
     matrix.imshow(view.plan.T, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0, vmax=brightest)
     matrix.set_xlabel(f"places 1 to {len(view.plan)}, row by row", fontsize=9)
     matrix.add_patch(Rectangle((-0.5, word - 0.5), len(view.plan), 1, fill=False, color=CHOSEN, linewidth=2))
@@ -467,8 +468,32 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
 
     if competitors:
         _competitors(axes(8.4, 1.7, 3.5, 4.1, xlim=(0, 1), ylim=(0, 1)), view)
-    _strip(axes(0.15, 0.06, width - 0.3, 1.5), view, maps, word)
+    _strip(axes(0.15, 0.06, width - 0.3, 1.5, label="words"), view, maps, word)
     return fig
+
+
+def pointed_at(figure: Figure, view, x: float, y: float) -> tuple[int | None, int | None]:
+    """The word and the place that a drawn ``transport_view`` shows at a point; None where it shows none.
+
+    ``x``, ``y`` : shares of the picture's width and height, from its upper left corner.
+    """
+    at = figure.transFigure.transform((x, 1 - y))
+    rows, columns = view.grid
+    for ax in figure.axes:
+        if ax.get_label() and ax.bbox.contains(*at):
+            u, v = ax.transData.inverted().transform(at)
+            word = place = None
+            if ax.get_label() == "plan":
+                word, place = round(v), round(u)
+            elif ax.get_label() == "words":
+                word = int(u // TILE) if v >= 0 else None
+            elif u < 1:
+                place = int((1 - v) * rows) * columns + int(u * columns)
+            elif u > BESIDE:
+                word = int((1 - v) * len(view.words))
+            words, places = range(len(view.words)), range(len(view.plan))
+            return word if word in words else None, place if place in places else None
+    return None, None
 
 
 def _under(image: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -497,7 +522,7 @@ def _ribbons(ax, view, word: int, place: int | None) -> None:
             if per_place[n, k] < 0.02:
                 continue
             start = np.array([(n % columns + 0.5) / columns, 1 - (n // columns + 0.5) / rows])
-            end = np.array([1.13, 1 - (k + 0.5) / count])
+            end = np.array([BESIDE, 1 - (k + 0.5) / count])
             lines.append(np.hstack([start[0] + t * (end[0] - start[0]), start[1] + ease * (end[1] - start[1])]))
             widths.append(0.4 + 3.5 * per_place[n, k])
             colours.append(to_rgba(CHOSEN, 0.9) if n in chosen else to_rgba("0.75", 0.45))
@@ -506,8 +531,8 @@ def _ribbons(ax, view, word: int, place: int | None) -> None:
     ax.add_collection(LineCollection(pick(lines), linewidths=pick(widths), colors=pick(colours), zorder=3))
     bold = {word} if place is None else {int(view.plan[place].argmax())}
     for k, text in enumerate(view.words):
-        weight = "bold" if k in bold else "normal"
-        ax.text(1.14, 1 - (k + 0.5) / count, textwrap.shorten(text, 14), va="center", fontsize=10, weight=weight)
+        weight, at = "bold" if k in bold else "normal", (BESIDE + 0.01, 1 - (k + 0.5) / count)
+        ax.text(*at, textwrap.shorten(text, 14), va="center", fontsize=10, weight=weight)
 
 
 def _competitors(ax, view) -> None:
@@ -536,7 +561,7 @@ def _competitors(ax, view) -> None:
 
 def _strip(ax, view, maps: np.ndarray, word: int) -> None:
     """Every word's mass over the image, side by side."""
-    count, size = len(view.words), 172
+    count, size = len(view.words), TILE
     sheet = np.full((160, count * size - 12, 3), 255, dtype=np.uint8)
     for k in range(count):
         sheet[:, k * size : k * size + 160] = _under(view.image, maps[k])

@@ -69,7 +69,7 @@ def small_notebook(folder: Path) -> Path:
 
 
 def move_and_compare(page, name: str) -> None:
-    """Move the reg slider by the keyboard; the picture must change, nothing may go wrong."""
+    """Move the reg slider by the keyboard, then click on the image; the picture must change each time."""
     page.wait_for_selector(".widget-image", timeout=600_000)
     page.locator(".widget-image").first.scroll_into_view_if_needed()
     picture = page.locator(".widget-image").first
@@ -79,6 +79,10 @@ def move_and_compare(page, name: str) -> None:
     handle = page.locator(".widget-inline-hbox", has_text="reg").locator(".noUi-handle").first
     handle.focus()
     handle.press("ArrowLeft")
+    page.wait_for_function("old => document.querySelector('.widget-image').src !== old", arg=before, timeout=30_000)
+    page.wait_for_timeout(500)
+    before, box = picture.get_attribute("src"), picture.bounding_box()
+    page.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + 0.4 * box["height"])  # a place of the image
     page.wait_for_function("old => document.querySelector('.widget-image').src !== old", arg=before, timeout=30_000)
     page.wait_for_timeout(500)
     SHOTS.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,27 @@ def test_an_unknown_word_leaves_the_picture_and_says_so(panel):
     assert not panel.message.value and panel.picture.value != before
 
 
+def test_a_click_on_the_picture_chooses(panel):
+    """Points of the picture, in shares of its width and height: where the view draws the image, the plan, the words."""
+    size = 8.4, 6.2
+
+    def click(x, y):  # inches from the lower left
+        panel._click(
+            {"relativeX": 50 * x, "boundingRectWidth": 50 * size[0], "relativeY": 50 * (size[1] - y)}
+            | {"boundingRectHeight": 50 * size[1]}
+        )
+        return panel.word.value, panel.place.value
+
+    count = len(panel.view.words)
+    before = panel.picture.value
+    assert click(0.15 + 3.63 * 2.5 / 8, 1.8 + 3.63 * 6.5 / 8) == (panel.view.sharpest, 10)  # row 2, column 3
+    assert panel.picture.value != before
+    assert click(0.15 + 3.63 * 2.5 / 8, 1.8 + 3.63 * 6.5 / 8) == (panel.view.sharpest, NOWHERE)
+    assert click(4.6, 1.8 + 3.63 * 0.5 / count) == (count - 1, NOWHERE)  # the last word beside the image
+    assert click(5.1 + 2.6 * 40.5 / 64, 1.8 + 3.63 * (count - 0.5) / count) == (0, 40)  # the first row of the plan
+    assert click(0.15 + 0.3, 0.5) == (0, 40) and click(8.3, 6.1) == (0, 40)
+
+
 def test_a_planted_pair_is_marked_and_offers_both_captions(panel, explorer, poisoned):
     _, manifest = poisoned
     label, pair = explorer.choices()[0]
