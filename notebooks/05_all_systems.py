@@ -88,6 +88,26 @@ Markdown(compare.utility_table(records))
 Markdown(compare.claims(records))
 
 # %% [markdown]
+# ## Why some fail
+#
+# **What is kept is learned.** SafeCLIP and OTCCLIP decide which pairs an image may stay in. Both ask whether image and caption
+# agree, and so they find captions that are *wrong*. The captions of the label-consistent attack are right: nearly all are kept,
+# and no comparison of an image with its caption, by transport or by cosine, could tell them. The adaptive attacker's captions
+# are half right: what is kept of them is learned, if late.
+
+# %%
+sorting = [r for r in records if r["defense"] in ("safeclip", "otcclip") and r["attack"] != "none"]
+fig = plots.by_epoch(sorting, "poison_kept", "planted pairs kept, %")
+
+# %% [markdown]
+# **RoCLIP's success depends on when one stops.** It matches in every second epoch; in the others every image has its own
+# caption, and the trigger is learned again.
+
+# %%
+lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not in ("none", "targeted")]
+fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
+
+# %% [markdown]
 # ## What each part of OTCCLIP does
 #
 # One part missing at a time, with the targeted attack and BadNets in one set. *Global only* compares and aligns pooled

@@ -353,6 +353,35 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
     return fig
 
 
+def by_epoch(records: Sequence[Mapping], key: str, ylabel: str, factor: float = 100) -> Figure:
+    """A value after every epoch, a panel per attack: a thin line per run, a line with marks for a system's mean."""
+    records = [r for r in records if key in r["by_epoch"]]
+    attacks = list(dict.fromkeys(r["attack"] for r in records))
+    rows = -(-len(attacks) // 3)
+    fig, axes = plt.subplots(rows, 3, figsize=(11, 2.5 * rows), sharey=True, squeeze=False, layout="constrained")
+    systems = list(dict.fromkeys(r["defense"] for r in records))
+    for ax, attack in zip(axes.flat, attacks):
+        for system in systems:
+            runs = [r for r in records if r["attack"] == attack and r["defense"] == system]
+            lines = [factor * np.array(r["by_epoch"][key], dtype=float) for r in runs]
+            look = {"color": LINE.get(system, NEUTRAL)}
+            for line in lines:
+                ax.plot(range(1, len(line) + 1), line, alpha=0.35, linewidth=0.8, **look)
+            if lines:
+                mean = np.mean([line[: min(map(len, lines))] for line in lines], axis=0)
+                ax.plot(range(1, len(mean) + 1), mean, marker=MARKER.get(system, "o"), markersize=4, **look)
+        ax.set(title=attack, xlabel="epoch", ylim=(-0.03 * factor, 1.05 * factor))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _clean_axes(ax)
+    for ax in axes.flat[len(attacks) :]:
+        ax.set_visible(False)
+    axes[0, 0].set_ylabel(ylabel)
+    looks = [(s, LINE.get(s, NEUTRAL), MARKER.get(s, "o")) for s in systems]
+    marks = [plt.Line2D([], [], color=c, marker=m, label=NAME.get(s, s)) for s, c, m in looks]
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    return fig
+
+
 def ablation(records: Sequence[Mapping]) -> Figure:
     """OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
     variants = list(dict.fromkeys(r["variant"] for r in records))

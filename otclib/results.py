@@ -119,6 +119,11 @@ def seconds_until_safe(log: list[dict], before: float = 0.0, accuracy: float = 0
     return before + seconds(log[: last_bad + 2])
 
 
+def column(log: list[dict], key: str) -> list[float | None]:
+    """One value of every epoch, to four digits; None where there is none."""
+    return [None if line.get(key) is None else round(line[key], 4) for line in log]
+
+
 def seconds(log: list[dict]) -> float:
     """Seconds of training: of a core where they were counted, else of the clock."""
     return sum(line.get("core_seconds", line["seconds"]) for line in log)

@@ -45,6 +45,7 @@ ABLATION = {
     "global only": {"global_weight": 1.0, "inter": 0.0, "intra": 0.0},
     "captions always re-assigned": {"own": False},
 }
+BY_EPOCH = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")  # kept of each run
 DOSES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)  # times the copies and the rate that the attacks have by default
 
 
@@ -199,7 +200,7 @@ def record(job: Job, out: Path) -> dict:
     if job.defense.startswith("cleanclip"):  # its model had to be trained first, and was given the poison
         spent.insert(0, Job(job.attack, "clip", job.seed).folder(out))
         rate = sum(value for key, value in results.read(spent[0]).items() if key.startswith("poison_rate/"))
-    seconds = [results.seconds(results.log(each)) for each in spent]
+    seconds, log = [results.seconds(results.log(each)) for each in spent], results.log(run)
     return {
         "defense": job.defense,
         "attack": job.attack,
@@ -208,12 +209,13 @@ def record(job: Job, out: Path) -> dict:
         "dose": job.dose,
         "rate": rate,
         "seconds_total": sum(seconds),
-        "seconds_until_safe": results.seconds_until_safe(results.log(run), sum(seconds[:-1])),
+        "seconds_until_safe": results.seconds_until_safe(log, sum(seconds[:-1])),
         **{k: v for k, v in metrics.items() if k not in ("defense", "seed")},
         "precision": config["precision"],
         "options": config["options"],
         "attacks": [json.loads(attack) for attack in config["attacks"]],
         "machine": config["machine"],
+        "by_epoch": {key: results.column(log, key) for key in BY_EPOCH if any(key in line for line in log)},
     }
 
 

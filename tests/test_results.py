@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from otclib import plots
+from otclib import plots, results
 
 LOG = [
     {
@@ -46,6 +46,13 @@ GROUNDED = {
     for kind, value in zip(("names", "attributes"), values)
 }
 
+RUNS = [
+    {"defense": "clip", "attack": "badnets", "by_epoch": {"asr": [0.0, 0.2, 0.9]}},
+    {"defense": "clip", "attack": "badnets", "by_epoch": {"asr": [0.2, 0.6]}},  # a run that stopped earlier
+    {"defense": "otcclip", "attack": "wanet", "by_epoch": {"asr": [None, 0.1]}},
+    {"defense": "otcclip", "attack": "targeted", "by_epoch": {}},
+]
+
 
 @pytest.mark.parametrize(
     "draw",
@@ -75,6 +82,7 @@ GROUNDED = {
         lambda: plots.distance_bands({"clip": {e: {"clean": np.ones(9), "badnets": np.ones(3)} for e in (1, 2)}}),
         lambda: plots.reg_sweep(IMAGE, "star", {0.1: np.random.rand(8, 8)}, {0.1: 0.4}),
         lambda: plots.grounding(GROUNDED),
+        lambda: plots.by_epoch(RUNS, "asr", "ASR, %"),
         lambda: plots.comparison({"clip": LOG, "otcclip": LOG[:1]}),
     ],
 )
@@ -82,6 +90,17 @@ def test_draws(draw, tmp_path):
     fig = draw()
     fig.savefig(tmp_path / "figure.png", dpi=50)
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_lines_by_epoch_are_the_runs_and_their_mean():
+    badnets, wanet, unused = plots.by_epoch(RUNS, "asr", "ASR, %").axes
+    assert [ax.get_title() for ax in (badnets, wanet)] == ["badnets", "wanet"] and not unused.get_visible()
+    drawn = [line.get_ydata().tolist() for line in badnets.lines]
+    assert drawn == [[0, 20, 90], [20, 60], [pytest.approx(10), pytest.approx(40)]]
+
+
+def test_a_column_of_a_log():
+    assert results.column([{"a": 0.123456}, {"a": None}, {}], "a") == [0.1235, None, None]
 
 
 def test_bars_have_the_heights_of_their_numbers():

@@ -52,6 +52,7 @@ def test_results_are_recorded_run_by_run(small_table):
     for record in records[1:]:
         assert record["rate"] == 1 / 200, "CleanCLIP's is that of the model that it cleans"
         assert 0 <= record["clean_model_rate"] <= 1 and "cores" in record["machine"]
+        assert len(record["by_epoch"]["attack_success_rate"]) == record["epochs"] == 1
         assert {"zero_shot_top1", "attack_success_rate", "seconds_per_epoch", "linear_probe/letters"} <= set(record)
     config = json.loads((small_table / "runs" / "badnets" / "cleanclip" / "seed5" / "config.json").read_text())
     assert config["model"].endswith("badnets/clip/seed5/model.safetensors")
