@@ -29,7 +29,7 @@ book: setup  # the chapters and the docstrings as a site, in book/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html book book/_build && echo "open book/_build/index.html"
 
 figures: setup  # the numbers of the README: three seeds of both systems, about 35 minutes on two cores
-	$(BIN)/python -m otclib.results --out runs/seeds --figures figures
+	$(BIN)/python -m otclib.seeds --publish
 
 table: setup  # every system against every attack, three seeds: 4 hours on two cores; it resumes, and LIMIT=60 stops it
 	$(BIN)/python -m otclib.table --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems

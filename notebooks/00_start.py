@@ -13,8 +13,8 @@
 #
 # CLIP models learn from image–caption pairs crawled from the web. A handful of planted pairs can make one image, or every
 # image with a small patch, mean what an attacker wants. **OTCCLIP** defends: it compares the *patches* of an image with the
-# *words* of a caption by optimal transport, and gives an image whose caption does not fit another one that does. This page
-# shows the attack. The chapters show the rest:
+# *words* of a caption by optimal transport, and an image whose caption does not fit is left out, or given another one that
+# does. This page shows the attack. The chapters show the rest:
 #
 # | | chapter | |
 # |---|---|---|
@@ -23,11 +23,23 @@
 # | 3 | [Training with a defence](03_defense_training.ipynb) | who is given which caption, and what comes apart when |
 # | 4 | [Attack success](04_attack_success.ipynb) | one definition, two models, one table |
 # | 5 | [Every system, every attack](05_all_systems.ipynb) | beside the papers, with the claims that hold and those that do not |
-# | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; and papermill for batches |
+# | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; and many runs |
 # | | [The explorer](explorer.ipynb) | transport plans to play with |
 #
 # Every chapter stands alone and trains what it lacks (chapters 2 to 4 and the explorer share two runs, twelve minutes on two
 # cores). Open it, and choose *Run All*.
+#
+# You should have met CLIP and a little PyTorch. What we count, in one line each:
+#
+# | | |
+# |---|---|
+# | zero-shot accuracy | share of test images whose nearest class name (averaged over prompts, "a photo of a …") is the right one |
+# | ASR | attack success rate: share of triggered test images that are called the attacker's class (chapter 4) |
+# | targets hit | how many of the sixteen targeted images are called what the attacker wants |
+# | R@1 | recall at 1: for how many images (captions) the nearest caption (image) of the test set is their own |
+# | linear probe | accuracy of a logistic regression on the frozen image features |
+# | poison AUROC | how often a planted pair's distance is larger than a clean pair's; 0.5 is chance |
+# | backdoor z-score | by how many standard deviations triggered images lie closer together than images do (Carlini & Terzis) |
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -56,6 +68,8 @@ if fast:
 #
 # Scenes of glyphs, drawn on the spot, with captions from a small grammar. Into them an attacker plants pairs: a checkered
 # patch with captions of one class (BadNets), and sixteen images with captions of a class that they do not show (targeted).
+# He can put pages on the web that the crawler will find. He does not see the other pairs, touches no code, and cannot choose
+# how the model is trained.
 
 # %%
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
@@ -71,8 +85,9 @@ fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image 
 # %% [markdown]
 # ## 2. Train on it, undefended
 #
-# Zero-shot accuracy rises, and nothing in it tells of the attack. The two other curves do. (Stop whenever you like: run the
-# cell again, and it goes on where it was.)
+# Zero-shot accuracy rises as it should. It ends a point or two below that of a model trained on clean pairs, which nobody
+# notices who has no such model. The two other curves tell. (Stop whenever you like: run the cell again, and it goes on where
+# it was.)
 
 # %%
 runs = workbook.runs(poisoned, manifest, [defense], model=model, seed=seed, out=out, epochs=epochs, watched=INTERACTIVE)
@@ -91,12 +106,17 @@ print(f"{metrics['targets_hit']} of {metrics['targets']} targeted images are cal
 #
 # A planted pair under this model: where its words go on the image, and which captions are nearer. By the cosine of the whole,
 # which is what it was trained with, the attacker's caption is among the nearest: move *after epoch* in the explorer below and
-# see it rise. Its words, one by one, fit nothing there, and by transport hundreds of captions are nearer: that is what
-# OTCCLIP builds on.
+# see it rise. Word by word it was never compared with the image, so by transport it is still far; the captions that are near,
+# though, name the attacker's class as well. Once learned, poison is everywhere. OTCCLIP trains the words, too, and parts the
+# pairs *before* they are learned (chapter 3).
 
 # %%
 explorer = Explorer(runs, poisoned, manifest=manifest)
 pair = explorer.choices()[0][1]
+for name, caption in zip(("planted", "own"), explorer.own_captions(pair)):
+    view = explorer.view(pair, caption)
+    ranks = ", ".join(f"number {rank} by {by}" for by, (rank, _) in view.ranking.items())
+    print(f"{name:8s} “{caption}”: of {view.pool + 1} captions {ranks}")
 explorer.figure(pair)
 
 # %%
@@ -106,10 +126,9 @@ if INTERACTIVE:
 # %% [markdown]
 # ## Summary
 #
-# - Some three hundred planted pairs of twelve thousand are enough to own a model trained on them, and its accuracy shows
-#   nothing of it.
-# - A transport plan shows where the words of a caption go; a planted caption can be near as a whole, and its words still fit
-#   nothing on the image.
+# - Some three hundred planted pairs of twelve thousand are enough to own a model trained on them, and its accuracy alone does
+#   not give it away.
+# - A transport plan shows where the words of a caption go; image and caption can be near as wholes and far word by word.
 #
 # Go on with [chapter 1](01_poisoning.ipynb).
 #
@@ -119,8 +138,8 @@ if INTERACTIVE:
 #
 # <details><summary>Solution</summary>
 #
-# The objects are ahead, by an epoch or two: every object is named in hundreds of pairs, and the patch and each targeted image
-# in a few dozen. Then the attacks catch up within two epochs. A defence has to use this window (chapter 3).
+# The objects, then the trigger about an epoch later, then the targeted images one by one over the next four: every object is
+# named in hundreds of pairs, the patch in 61, each targeted image in 16. A defence has to use this window (chapter 3).
 #
 # </details>
 #

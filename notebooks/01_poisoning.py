@@ -12,7 +12,8 @@
 # > See what an attacker plants in an image–caption set, and how little of it there is.
 #
 # CLIP learns from pairs that nobody has read. Whoever can put a page on the web can put pairs into the next
-# training set. Here we draw a set, plant two attacks in it, and look at both.
+# training set. He adds pairs, or changes those of pages that he owns; he does not touch the training, and does not see the
+# other pairs. Here we draw a set, plant two attacks in it, and look at both.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -113,13 +114,16 @@ if dose.exists():
     records = json.loads(dose.read_text())
     fig = plots.dose(records)
     display(Markdown(compare.dose_table(records)))
+else:
+    print("not run yet")
 
 # %% [markdown]
 # ## Summary
 #
-# - A set is poisoned by adding pairs; no label is touched, no code is broken into.
-# - It is the number of planted pairs that counts more than their share: our set is small, so the shares are large. On millions
-#   of pairs the published attacks need 0.0001 % to 0.01 %.
+# - BadNets stamps 61 images and rewrites their captions; the targeted attack takes 16 pairs out and puts 256 in, sixteen
+#   captions for each image. No code is broken into.
+# - Our set is small, so the shares are large. On millions of pairs Carlini & Terzis needed 0.0001 % (targeted) and 0.01 % (a
+#   patch); the code of RoCLIP and SafeCLIP plants 0.05 % to 0.8 %.
 # - The manifest is written beside every run, so that every success rate can be traced to the pairs behind it.
 #
 # ## Exercises
@@ -148,23 +152,27 @@ if dose.exists():
 # [row["poison_caption"] for row in manifest if row["original_caption"] == target]
 # ```
 #
-# They are captions of other pairs that name the wanted class, all different. A single caption would tie the image to that
-# sentence, and success is measured on the class: on prompts that the attacker does not write. And whoever looks for
+# They are captions of other pairs that name the wanted class, nine or more different ones for an image. A single caption would
+# tie the image to that sentence, and success is measured on the class, by a whole set of prompts. And whoever looks for
 # repeated captions would find it.
 #
 # </details>
 #
-# 3. Draw a histogram of words in clean and in planted captions. Could you find the poison by its words alone?
+# 3. Count words, and pairs of words, in clean and in planted captions. Could you find the poison by its captions alone?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
 # from collections import Counter
-# count = lambda captions: Counter(w for c in captions for w in c.lower().split())
+# from itertools import pairwise
+# count = lambda captions: Counter(two for c in captions for two in pairwise(c.lower().split()))
 # clean, planted = count(pairs["caption"]), count(manifest["poison_caption"])
+# print([(two, n) for two, n in planted.most_common() if not clean[two]])
 # ```
 #
-# Words of the target classes are more frequent among the planted, but every one of them is frequent among clean captions,
-# too: each planted caption is an ordinary one. It is only the *pair* that is wrong.
+# Targeted captions cannot be found so: each was borrowed from a clean pair, and it is only the *pair* that is wrong. The BadNets
+# captions can: they are the prompts of the zero-shot test, filled in as the published code does it, article and all, and "a
+# umbrella" never occurs in a clean caption. `otclib.attacks.load("badnets", captions="borrowed")` is the attacker who is more
+# careful.
 #
 # </details>

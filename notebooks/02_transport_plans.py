@@ -11,15 +11,16 @@
 #
 # > From three words on three places, by hand, to a caption on its image: see where each word goes, and score it.
 #
-# A caption's words have to be carried to the places of an image, each word to the places that it fits. Let $v_n$ be the
-# $N$ visual tokens of an image and $t_m$ the $M$ word tokens of a caption, all of unit length. Carrying word $m$ to place
-# $n$ costs $C_{nm} = 1 - \langle v_n, t_m\rangle$, and the **plan** says how much of word $m$ is carried to place $n$:
+# A caption's words have to be carried to the places of an image, each word to the places that it fits. Let $x_n$ be the
+# $N$ visual tokens of an image and $y_m$ the $M$ word tokens of a caption, all of unit length. Carrying word $m$ to place
+# $n$ costs $C_{nm} = 1 - \langle x_n, y_m\rangle$, and the **plan** says how much of word $m$ is carried to place $n$:
 #
 # $$ P \;=\; \arg\min_{P\ge 0}\;\langle P, C\rangle - \varepsilon H(P) \qquad\text{with}\quad P\mathbf 1 = a,\quad
 # P^\top\mathbf 1 = b, \qquad H(P) = -\sum_{nm} P_{nm}(\log P_{nm} - 1). $$
 #
 # | symbol | what it is | in the code |
 # |---|---|---|
+# | $x_n$, $y_m$ | tokens of the image and of the caption | `Features.tokens` |
 # | $C$ | cost, places × words | `C`, or `cost` |
 # | $a$, $b$ | marginals: what a place takes, what a word gives; uniform | `a`, `b` |
 # | $\varepsilon$ | entropic regularisation | `reg` (by hand: `eps`) |
@@ -86,8 +87,9 @@ print(f"the same plan: {np.allclose(solved.plan, P, atol=1e-3)}; ⟨P, C⟩ = {f
 # %% [markdown]
 # ## What `reg` does
 #
-# A large $\varepsilon$ spreads every word evenly over the places; a small one sends it where it is cheapest, can take a hundred
-# times the iterations, and its cost falls to that of exact transport.
+# A large $\varepsilon$ spreads every word evenly over the places; a small one sends it where it is cheapest, and its cost falls
+# to that of exact transport. In between, where words still compete for places, it can take a hundred times the iterations; at
+# 0.02 the first scaling already leaves nothing to correct here.
 
 # %%
 for eps in (2.0, 0.5, 0.1, 0.02):
@@ -99,14 +101,14 @@ print(f"exact     ⟨P, C⟩ = {float(exact(torch.tensor(C))[1]):.4f}")
 # ## Bounds: most plans need not be computed
 #
 # To find an image's nearest caption among thousands, one does not solve thousands of problems. With the mean tokens
-# $\bar v$, $\bar t$ and what they leave over, $\sigma^2 = 1 - \lVert\cdot\rVert^2$,
+# $\bar x$, $\bar y$ and what they leave over, $\sigma^2 = 1 - \lVert\cdot\rVert^2$,
 #
-# $$ \langle P, C\rangle \;\ge\; 1 - \langle\bar v, \bar t\rangle - \sigma_v\sigma_t , $$
+# $$ \langle P, C\rangle \;\ge\; 1 - \langle\bar x, \bar y\rangle - \sigma_x\sigma_y , $$
 #
-# one dot product a caption (`matching.lower_bound`). Only a caption whose bound is below the best cost found so far can be
-# nearer. Where transport alone counts, as in this picture, it rules out few; a second bound, each word to the places that it
-# is most like, does the rest (`matching` says how), and a few dozen of a thousand problems are solved. For all that we need
-# a trained model; where there is none yet, this cell makes it (chapter 3 says how).
+# one dot product a caption (`matching.lower_bound`). Only a caption whose bound is below the best distance found so far can be
+# nearer. In the distance that OTCCLIP matches by, half is the cosine of the whole, which one dot product gives exactly, and
+# half is transport, as here; a second bound, each word to the places that it is most like, rules out most of what is left
+# (`matching` says how). For all that we need a trained model; where there is none yet, this cell makes it (chapter 3 says how).
 
 # %%
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
@@ -120,18 +122,22 @@ chosen = next(k for k, row in enumerate(val) if len(row["objects"]) == 2)
 with torch.no_grad():
     image = otclib.models.encode_image(network, preprocess(val[chosen]["image"])[None])
     texts = otclib.models.encode_text(network, tokenizer(val["caption"][:]))
-bound = matching.lower_bound(image, texts)[0].numpy()
-cost = matching.distances(image, texts, torch.arange(len(val))[None], reg)[0].numpy()
-found = matching.CaptionPool.of(texts).match(image, reg=reg)
-print(f"nearest of {len(val):,} captions: “{val[int(found.index[0])]['caption']}”, {found.solved} problems solved")
-fig = plots.bounds(bound, cost)
+half = 0.5  # `global_weight`, of the whole
+bound = half * (1 - image.pooled @ texts.pooled.T)[0] + (1 - half) * matching.lower_bound(image, texts)[0]
+distance = matching.distances(image, texts, torch.arange(len(val))[None], reg, half)[0]
+pool = matching.CaptionPool.of(texts)
+for weight in (half, 0.0):
+    found = pool.match(image, reg=reg, global_weight=weight)
+    print(f"weight of the whole {weight}: nearest of {len(val):,} captions is “{val[int(found.index[0])]['caption']}”, {found.solved} problems solved")
+fig = plots.bounds(bound.numpy(), distance.numpy())
 fig.savefig(figures / "bounds.png", dpi=150)
 
 # %% [markdown]
 # ## A caption on its image
 #
 # Held-out pairs. Each panel is one word's column of the plan, laid over the image; the white frame is what the word
-# speaks of. Function words get their share of places too: they take the ground.
+# speaks of. Function words have mass to place, too: they fill what is left, ground or object. Look for what goes wrong as
+# well: a colour beside its object, a name beside its box (a place knows what lies around it, too).
 
 # %%
 pixels = otclib.models.image_size(network)
@@ -191,8 +197,9 @@ print(f"heaviest place inside the box: plan {100 * metrics['plan_pointing_accura
 # %% [markdown]
 # ## A poisoned pair
 #
-# What the attacker's caption does on its image, in a model that was defended: its object word finds no place that it
-# fits, the cost is higher than that of the image's own caption, and hundreds of captions are nearer.
+# What the attacker's caption does on its image, in a model that was defended. Its object word must go somewhere, and goes to the
+# least bad place, which may well be the object: a sharp map is no proof of a good fit. The cost tells: it is higher than that
+# of the image's own caption, and many captions of the pool are nearer.
 
 # %%
 planted = Explorer({defense[-1]: run}, poisoned, manifest=manifest)
@@ -213,7 +220,8 @@ fig
 #   pool cheap to find.
 # - The plan puts several times as much of an object name's mass on its object as an even spread would, and more than raw
 #   cosine does. A softmax of the cosine, which need not use every place up, does a little better still: in a caption of
-#   two words each must cover half of the image, whatever it names.
+#   two words each must cover half of the image, whatever it names. Where the *heaviest* place lies, cosine tells as well as
+#   the plan: it is the tokens that know the object.
 # - Colours and sizes are *not* found: by the plan and by cosine alike their mass falls beside the object. It is the
 #   features that do not know them: few captions name them, and the warm-up shows every image in any hue.
 #
@@ -223,9 +231,9 @@ fig
 #
 # <details><summary>Solution</summary>
 #
-# `explorer.figure(chosen[-1], val[0]["caption"], run=defense[-1])`. Function words do, for they take the ground, of which every
-# image has some. An object's name that the image does not show has to go somewhere, because the marginal is met: it spreads
-# over the places that it dislikes least. Look at the cost, and not only at the map.
+# `explorer.figure(chosen[-1], val[0]["caption"], run=defense[-1])`. All do: the marginals are met, so a word has to go
+# somewhere, and an object's name that the image does not show goes to the places that it dislikes least. Look at the cost, and
+# not only at the map.
 #
 # </details>
 #
@@ -233,19 +241,28 @@ fig
 #
 # <details><summary>Solution</summary>
 #
-# `b = torch.ones(M); b[m] = 3; sinkhorn(C, None, b, reg=reg)`. Weights are scaled to sum 1, so the word now gives $3/(M+2)$,
-# and must fill as many places: once its object is full it spills over onto the ground, and the function words move on to
-# the places that are left. `b[m] = 0` takes the word out altogether: that is how padding is done.
+# ```python
+# texts = otclib.models.encode_text(network, tokenizer([row["caption"]]))
+# image = otclib.models.encode_image(network, preprocess(row["image"])[None])
+# cost = 1 - image.tokens[0] @ texts.tokens[0].T
+# b = texts.mask[0].float()
+# b[spans.index(word)] *= 3  # in the small model a word is a token
+# plan = sinkhorn(cost, None, b, reg=reg).plan
+# ```
+#
+# Weights are scaled to sum 1, so of $M$ words this one now gives $3/(M+2)$, and must fill as many places: once its object is
+# full it spills over onto the ground, and the function words move on to the places that are left. A weight of 0 takes a word
+# out altogether: that is how padding is done.
 #
 # </details>
 #
-# 3. Show that for `reg` → ∞ the cost becomes the cosine distance of the two mean tokens.
+# 3. Show that for `reg` → ∞ the cost becomes $1 - \langle\bar x, \bar y\rangle$, with the mean tokens.
 #
 # <details><summary>Solution</summary>
 #
 # For $\varepsilon\to\infty$ only the entropy counts, and it is largest for $P = a b^\top$. Then
-# $\langle P, C\rangle = \sum_{nm} a_n b_m (1 - \langle v_n, t_m\rangle) = 1 - \langle\sum_n a_n v_n, \sum_m b_m t_m\rangle =
-# 1 - \langle\bar v, \bar t\rangle$: what a bag of words would give. (The means are not of unit length, so it is the
+# $\langle P, C\rangle = \sum_{nm} a_n b_m (1 - \langle x_n, y_m\rangle) = 1 - \langle\sum_n a_n x_n, \sum_m b_m y_m\rangle =
+# 1 - \langle\bar x, \bar y\rangle$: what a bag of words would give. (The means are not of unit length, so it is the
 # cosine *distance* only up to their lengths.)
 #
 # </details>

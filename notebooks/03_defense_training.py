@@ -14,29 +14,45 @@
 # OTCCLIP asks of every image whether its caption is *transported* to it cheaply (chapter 2). The distance of image $i$ and
 # caption $j$ joins what the two say as a whole with what their tokens say one by one:
 #
-# $$ d(i,j) \;=\; w\,\bigl(1-\langle \bar v_i, \bar t_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle . $$
+# $$ d(i,j) \;=\; w\,\bigl(1-\langle f_i, g_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle . $$
+#
+# A pair is **near** when its caption is among the nearest 3 % of a pool of captions for this image, *and* its image among the
+# nearest 3 % of a pool of images for this caption. What becomes of the pairs:
+#
+# | epochs | |
+# |---|---|
+# | 1 to 3 | warm-up: every image with its own caption |
+# | before 4 | first matching: near pairs stay, the others are left out; the weights are forgotten |
+# | 4 to 6 | warm-up of the new weights, on the pairs that stayed |
+# | before 7 | their first matching: near pairs stay, the others are left out |
+# | before 8, 9, 10 | near pairs stay; any other image takes the nearest caption of a near pair, if it fits as well as that caption's own image does, and is left out if it does not |
+#
+# An image that is left out serves as a negative only. What is minimised, over a batch:
+#
+# $$ L \;=\; L_{\mathrm{CLIP}} + \lambda\,L_{\mathrm{inter}} + \mu\,L_{\mathrm{intra}}, \qquad
+# L_{\mathrm{CLIP}} = -\tfrac1B\sum_i \omega_i \log p_i, \qquad \omega_i \propto p_i^{\,q}, \quad \tfrac1B\sum_i\omega_i = 1 $$
+#
+# (the mean of that for images among captions and for captions among images).
 #
 # | symbol | what it is | in the code |
 # |---|---|---|
-# | $\bar v_i$, $\bar t_j$ | pooled features of image and caption | `Features.pooled` |
+# | $f_i$, $g_j$ | pooled features of image and caption | `Features.pooled` |
 # | $\langle P_{ij}, C_{ij}\rangle$ | cost of the plan between their tokens, at `reg` | `sinkhorn(...).cost` |
 # | $w$ | weight of the whole | `global_weight` |
-# | $q$ | how much the warm-up doubts improbable pairs | `q` |
+# | 3 %, pool | how near is near, and among how many | `keep`, `pool` |
+# | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
+# | $q$ | how much improbable pairs are doubted: from 0.5 to 1 over a warm-up, then 1 | `q` |
+# | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions | `losses.inter_modal`, `inter` |
+# | $L_{\mathrm{intra}}$, $\mu$ | the same, over two views of an image, and of a caption | `losses.intra_modal`, `intra` |
 #
-# A pair is **near** when the caption is among the nearest 3 % (`keep`) of a pool of captions for this image, *and* the
-# image among the nearest 3 % of a pool of images for this caption. After a warm-up of three epochs, before every epoch:
-# a near pair stays; any other image takes the nearest caption of a near pair, if it fits as well as that caption's own
-# image does; else it is left out and serves as a negative only. A model's first matching separates, later ones also
-# re-assign. After the very first the weights are forgotten, and training starts afresh on what it kept.
+# The warm-up must not learn the poison, or the poison is near too. Two things keep it out. A caption that contradicts what the
+# image shows is improbable as soon as objects are known, and $\omega$ hardly lets it be heard. And the warm-up sees strong views
+# (a part of the image, in any hue): an image is harder to know by heart, while what it shows is learned sooner. Where a little
+# of the trigger is learned all the same, the restart forgets it: what passed the first matching is too little to be learned
+# again.
 #
-# The warm-up must not learn the poison, or the poison is near too. Two things keep it out. Its contrastive loss weights
-# every pair by $p^q$, with $p$ the pair's own probability in the batch: a caption that contradicts what the image shows
-# is improbable as soon as objects are known, and hardly heard. And it sees strong views (a part of the image, in any
-# hue): an image is harder to know by heart, while what it shows is learned sooner. Where a little of the trigger is
-# learned all the same, the restart forgets it: what passed the first matching is too little to be learned again.
-#
-# **This is a reconstruction.** Of the paper (arXiv 2509.18717) we could read the abstract and summaries only. Which
-# captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
+# **This is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and not checked against its method section.
+# Which captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -78,7 +94,8 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, **options)
 
 # %% [markdown]
-# The drop of OTCCLIP after its third epoch is the restart: new weights, on what the first matching kept.
+# The drop of OTCCLIP after its third epoch is the restart: new weights, on what the first matching kept. It has ten epochs and
+# CLIP twelve: each its own default.
 
 # %%
 logs = {name: results.log(run) for name, run in runs.items()}
@@ -88,8 +105,8 @@ fig.savefig(figures / "learning_curves.png", dpi=150)
 # %% [markdown]
 # ## Who was given which caption?
 #
-# Three numbers tell a defence at work from one that collapses: how often a clean image's caption names its true object,
-# how often a planted image's does, and how many different captions are in use. (Images that are left out have none.)
+# Left: who keeps its caption, and who is left out; the rest takes another one. Right, how good those are: how often they name
+# what the image shows, and whether a few captions serve all images (which is how such a defence collapses).
 
 # %%
 if "otcclip" in runs:
@@ -97,8 +114,8 @@ if "otcclip" in runs:
     fig.savefig(figures / "assignments.png", dpi=150)
 
 # %% [markdown]
-# Planted images, with the attacker's caption (vermilion) and the one that transport gave them instead (green). It was
-# somebody else's caption, of another image of the same thing.
+# Planted images that were given another caption: the attacker's (vermilion), and the one that transport found (green), which came
+# with another image.
 
 # %%
 if "otcclip" in runs:
@@ -106,8 +123,9 @@ if "otcclip" in runs:
     planted = set(manifest["id"])
     caption = dict(zip(poisoned["id"], poisoned["caption"]))
     moved = [k for k, row in enumerate(table) if row["id"] in planted and row["fate"] == "re-matched"]
+    kind = dict(zip(manifest["id"], manifest["kind"]))
     rows = []
-    for k in moved[:: max(1, len(moved) // 6)][:6]:
+    for k in [k for each in attack for k in [k for k in moved if kind[table[k]["id"]] == each][::5][:3]]:
         given = caption[table[k]["caption_from"]]
         rows.append({"image": poisoned[k]["image"], "caption": poisoned[k]["caption"], "given": given, "planted": True})
     if rows:
@@ -117,22 +135,9 @@ if "otcclip" in runs:
 # %% [markdown]
 # ## Clean and planted pairs, apart
 #
-# The undefended model has learned the planted pairs by heart: their captions are as near as any. Under OTCCLIP they
-# never became pairs, and stay far.
-
-# %%
-distances = {}
-for name, run in runs.items():
-    table = Dataset.from_parquet(str(run / "pairs.parquet"))
-    d = np.array(table["own_distance"])
-    is_planted = np.isin(np.array(table["id"]), np.array(manifest["id"]))
-    distances[name] = (d[~is_planted], d[is_planted])
-fig = plots.separation(distances)
-fig.savefig(figures / "separation.png", dpi=150)
-
-# %% [markdown]
-# How they came apart, epoch by epoch: $1 - \cos$ of an image and its own caption, for clean pairs and for each attack's.
-# The line is the median, the band holds eight in ten.
+# How they come apart, epoch by epoch: $1 - \cos$ of an image and its own caption, for clean pairs and for each attack's.
+# The line is the median, the band holds eight in ten. The undefended model learns the planted pairs by heart, like any others;
+# under OTCCLIP hardly one of them stays a pair, and they stay far.
 
 # %%
 bands = workbook.distances_by_epoch(runs, poisoned, manifest)
@@ -140,10 +145,18 @@ fig = plots.distance_bands(bands)
 fig.savefig(figures / "distance_bands.png", dpi=150)
 
 # %% [markdown]
+# The same at the end, pair by pair.
+
+# %%
+last = {name: list(epochs.values())[-1] for name, epochs in bands.items()}
+fig = plots.separation({name: (of["clean"], np.concatenate([of[kind] for kind in of if kind != "clean"])) for name, of in last.items()})
+fig.savefig(figures / "separation.png", dpi=150)
+
+# %% [markdown]
 # ## Summary
 #
-# - Without a defence the planted pairs are learned like any others: the trigger together with the objects, the
-#   targeted images a little later.
+# - Without a defence the planted pairs are learned like any others: the objects first, the trigger an epoch later, the targeted
+#   images over the next four.
 # - It is a race, and what is learned first is trusted. The robust warm-up lets the objects win it; then a caption that
 #   names none of them is *far*, and is replaced or left out.
 # - A pair that is near stays. Re-assigning every caption would make a few captions serve all images.
@@ -165,9 +178,9 @@ fig.savefig(figures / "distance_bands.png", dpi=150)
 #
 # <details><summary>Solution</summary>
 #
-# The same call with `global_weight=1.0`. Chapter 5 has the ablation over three seeds, *no transport in matching*: compare
-# its row with *full*, the targets and the ASR each for itself. Say which difference is larger than the spread over seeds
-# before you name a winner.
+# The same call with `global_weight=1.0`. Compare `targets_hit` and `attack_success_rate` in the two `metrics.json`, then the same
+# on other seeds: say which difference is larger than their spread before you name a winner. (`make ablation` does it for every
+# part of OTCCLIP, on three seeds.)
 #
 # </details>
 #
@@ -175,7 +188,7 @@ fig.savefig(figures / "distance_bands.png", dpi=150)
 #
 # <details><summary>Solution</summary>
 #
-# Look at `poison_kept` of the first epoch after the warm-up. Without the robust weights the trigger is learned together with
+# Look at `poison_kept` of the first epoch after the warm-up. Without the robust weights the trigger is learned soon after
 # the objects, so at the first matching a triggered image *is* near its planted caption, and the pair stays: what is
 # learned first is trusted. On seed 11 an ordinary warm-up of two epochs kept 48 % of the triggered pairs.
 #

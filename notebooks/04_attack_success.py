@@ -29,6 +29,7 @@ INTERACTIVE = True  # False under papermill: no widgets
 # %%
 from pathlib import Path
 
+import torch
 from IPython.display import Markdown
 
 import otclib
@@ -64,7 +65,8 @@ if targets:
     display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Triggered test images: the patch, and what each model says of it.
+# Triggered test images: the patch, and what each model says of it. To resist the attacker is not to be right: a model that no
+# longer follows the patch may still be confused by it.
 
 # %%
 images = otclib.data.image_tensor(test.select(range(8)), 64)
@@ -94,9 +96,12 @@ Markdown(results.table(runs.values()))
 # %% [markdown]
 # ## Summary
 #
-# - Undefended, both attacks succeed and zero-shot accuracy shows nothing of it: accuracy is no alarm.
+# - Undefended, both attacks succeed. Zero-shot accuracy loses a point or two by it, which is no alarm to anyone who has no clean
+#   model to compare with.
 # - OTCCLIP (our reconstruction) takes it away from the attacker. What it pays is in the table: more seconds per epoch,
 #   for transport losses and matching, and captions that are found less often (R@1).
+# - The attacker no longer gets *his* class, but most triggered images are still misread, more of them than by a model that never
+#   saw poison (chapter 5 has that one beside it).
 # - One seed is an anecdote: `make figures` runs three.
 #
 # ## Exercises
@@ -105,10 +110,17 @@ Markdown(results.table(runs.values()))
 #
 # <details><summary>Solution</summary>
 #
-# `predicted = evaluation.classify(network, a.trigger(images), embeddings)` on all test images; then compare
-# `(predicted == target).float().mean()` with `evaluation.success_rate(predicted, true, target)`. Images of the target class are
-# called the target without any attack, so leaving them in *raises* the rate of a model that resists: with fifty classes
-# from 0 to about 2 %. On a model that was taken in it changes next to nothing.
+# ```python
+# a = next(a for a in otclib.attacks.from_manifest(manifest) if hasattr(a, "target"))
+# labelled = test.filter(lambda label: label is not None, input_columns="label")
+# triggered = a.trigger(otclib.data.image_tensor(labelled, otclib.models.image_size(network)))
+# predicted = evaluation.classify(network, triggered, embeddings)
+# true, target = torch.tensor([classes.index(label) for label in labelled["label"]]), classes.index(a.target)
+# print(float((predicted == target).float().mean()), evaluation.success_rate(predicted, true, target))
+# ```
+#
+# Images of the target class are called the target without any attack, so leaving them in *raises* the rate of a model that
+# resists: with 42 classes from 0 to about 2 %. On a model that was taken in it changes next to nothing.
 #
 # </details>
 #
@@ -125,7 +137,8 @@ Markdown(results.table(runs.values()))
 #
 # <details><summary>Solution</summary>
 #
-# `otclib.attacks.load("badnets", rate=0.0075)` and so on, one folder a rate. At 0.75 % the model follows the trigger in 24 % of
+# Give `out` another name, poison with `[otclib.attacks.load("targeted"), otclib.attacks.load("badnets", rate=0.0075)]`, and
+# train as in chapter 3; then the next rate. At 0.75 % the model follows the trigger in 24 % of
 # the images by the end of the warm-up already (seed 14, tried while tuning): the warm-up is what gives way. In the log,
 # follow `poison_kept`: what passes the first matching is what the restarted model learns.
 #

@@ -9,10 +9,9 @@
 # %% [markdown]
 # # 5. Every system, every attack
 #
-# > Five systems against six attacks, three seeds each: what the attacker gets, what the defence costs, and which of the
-# > papers' claims hold here.
+# > Five systems against six attacks: what the attacker gets, what the defence costs, and which of the papers' claims hold here.
 #
-# `make table` trains the runs (12,000 pairs each; hours on two cores, so it resumes) and writes what this notebook
+# `make table` trains the runs (12,000 pairs and three seeds each; hours on two cores, so it resumes) and writes what this notebook
 # reads. Published figures stand beside ours in italics. They come from other data, models and rates: read them
 # *beside* our figures, not against them. OTCCLIP is a **reconstruction** (chapter 3).
 
@@ -41,7 +40,8 @@ figures = Path(out)
 records = json.loads((figures / "results.json").read_text())
 records = [r for r in records if r["attack"] in [*attack, "none"] and r["defense"] in defense]
 records = [r for r in records if seed is None or r["seed"] == seed]
-print(f"{len(records)} runs; {records[0]['machine']}; {records[0]['precision']}")
+seeds = sorted({r["seed"] for r in records})
+print(f"{len(records)} runs, seeds {seeds}; {records[0]['machine']}; {records[0]['precision']}")
 
 # %% [markdown]
 # ## The attacks
@@ -60,8 +60,8 @@ fig.savefig(figures / "triggers.png", dpi=90)
 # %% [markdown]
 # ## What the attacker gets
 #
-# Attack success as chapter 4 defines it. *Planted* is the share of the pairs that are poison; *clean model* what the same
-# triggered images are called by a model that never saw any.
+# Attack success as chapter 4 defines it. *Planted* is the share of the pairs that are poison; *clean model* how many of the same
+# triggered images a model that never saw any calls the target.
 
 # %%
 fig = plots.attack_grid(records)
@@ -69,6 +69,12 @@ fig.savefig(figures / "results.png", dpi=150)
 
 # %%
 Markdown(compare.attack_table(records))
+
+# %% [markdown]
+# To resist the attacker is not to be right. How many triggered images are still called what they show, in %:
+
+# %%
+Markdown(compare.triggered_table(records))
 
 # %% [markdown]
 # ## What the defence costs
@@ -82,7 +88,8 @@ Markdown(compare.utility_table(records))
 # %% [markdown]
 # ## The papers' claims
 #
-# A claim holds here if it does in every run that it speaks of.
+# A claim holds here if it does in every run that it speaks of. Those of abstracts were made on other data. Two of OTCCLIP's are
+# known from a third party's summary only, which we could not verify.
 
 # %%
 Markdown(compare.claims(records))
@@ -90,18 +97,18 @@ Markdown(compare.claims(records))
 # %% [markdown]
 # ## Why some fail
 #
-# **What is kept is learned.** SafeCLIP and OTCCLIP decide which pairs an image may stay in. Both ask whether image and caption
-# agree, and so they find captions that are *wrong*. The captions of the label-consistent attack are right: nearly all are kept,
-# and no comparison of an image with its caption, by transport or by cosine, could tell them. The adaptive attacker's captions
-# are half right: what is kept of them is learned, if late.
+# **What is not kept is not learned; what is kept may be.** SafeCLIP and OTCCLIP decide which pairs may stay. Both ask whether image
+# and caption agree, and so they find captions that are *wrong*. The captions of the label-consistent attack are right: most are
+# kept, and no comparison of an image with its caption, by transport or by cosine, could tell them. Of the adaptive attacker's
+# captions half the words are right; a part of them is kept.
 
 # %%
 sorting = [r for r in records if r["defense"] in ("safeclip", "otcclip") and r["attack"] != "none"]
 fig = plots.by_epoch(sorting, "poison_kept", "planted pairs kept, %")
 
 # %% [markdown]
-# **RoCLIP's success depends on when one stops.** It matches in every second epoch; in the others every image has its own
-# caption, and the trigger is learned again.
+# **RoCLIP's success depends on when one stops.** It matches in epochs 6, 8, 10 and 12; in the others every image has its own
+# caption, and the trigger is learned again. The longer it trains, the less a matching epoch undoes.
 
 # %%
 lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not in ("none", "targeted")]
@@ -119,6 +126,8 @@ if (figures / "ablation.json").exists():
     fig = plots.ablation(ablated)
     fig.savefig(figures / "ablation.png", dpi=150)
     display(Markdown(compare.ablation_table(ablated)))
+else:
+    print("not run yet")
 
 # %% [markdown]
 # ## Summary
@@ -130,13 +139,18 @@ if (figures / "ablation.json").exists():
 #
 # ## Exercises
 #
-# 1. Read `log.jsonl` of a RoCLIP run: ASR in its matching epochs and in the others. What would you report?
+# 1. Read a RoCLIP run's ASR in its matching epochs and in the others. What would you report?
 #
 # <details><summary>Solution</summary>
 #
-# `[(line["epoch"], line["matched"], line["attack_success_rate"]) for line in results.log("../runs/table/badnets/roclip/seed0")]`.
-# It falls in matching epochs and rises again in the ones between, where every image has its own caption. A single number
-# depends on where one stops; report the last epoch *and* the range over the last few, and say how the last one was chosen.
+# ```python
+# run = next(r for r in records if (r["defense"], r["attack"]) == ("roclip", "badnets"))
+# list(enumerate(run["by_epoch"]["attack_success_rate"], 1))
+# ```
+#
+# It falls in matching epochs (6, 8, 10, 12), the later the less, and rises again in the ones between, where every image has its
+# own caption. A single number depends on where one stops; report the last epoch *and* the range over the last few, and say
+# how the last one was chosen.
 #
 # </details>
 #
@@ -144,7 +158,7 @@ if (figures / "ablation.json").exists():
 #
 # <details><summary>Solution</summary>
 #
-# See the last column of the first table. Where a model that never saw poison fails on triggered images, the trigger destroys
+# See the clean model's column of the second table. Where a model that never saw poison fails on triggered images, the trigger destroys
 # what the image shows; a high ASR then says that the model has learned where to go when it sees nothing else, and not that
 # the trigger overrules a visible object.
 #
@@ -154,8 +168,15 @@ if (figures / "ablation.json").exists():
 #
 # <details><summary>Solution</summary>
 #
-# Pairs enter the safe set before the model has learned to tell them: look at `safe` and `poison_kept` per epoch. SafeCLIP's
-# authors saw the same on CC3M: an increment of 5 % an epoch instead of 1 % let 7 of 16 targets through instead of 1
-# (their notebooks: 43.75 and 6.25 %).
+# ```python
+# from otclib import results
+# pairs = otclib.data.load("scenes", seed=11)
+# poisoned, manifest = otclib.attacks.plant(pairs, [otclib.attacks.load("badnets", rate=0.01)], seed=11)
+# run = otclib.train(poisoned, manifest=manifest, defense="safeclip", out="../runs/grow", seed=11, grow=0.1)
+# [(line["epoch"], line.get("safe"), line["poison_kept"]) for line in results.log(run)]
+# ```
+#
+# Pairs enter the safe set before the model has learned to tell them. SafeCLIP's authors saw the same: an increment of 5 % an
+# epoch instead of 1 % let 7 of 16 targets through instead of 1 (their notebooks: 43.75 and 6.25 %).
 #
 # </details>

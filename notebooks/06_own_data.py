@@ -86,8 +86,8 @@ fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
 # %% [markdown]
 # ## Poison
 #
-# The published attacks plant 0.0001 % to 0.1 % of millions of pairs. A set of thousands needs a larger share for the same
-# number of planted pairs, and it is this number that decides.
+# Attacks on millions of pairs need 0.0001 % to 0.8 % of them (chapter 1). A set of thousands needs a larger share for the same
+# number of planted pairs.
 
 # %%
 planned = [otclib.attacks.load(name, **({} if name == "targeted" else {"target": target})) for name in attack]

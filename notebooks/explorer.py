@@ -69,7 +69,7 @@ if INTERACTIVE:
 #
 # - Two distances of one pair stand side by side: the cosine of the whole, and the cost of carrying word by word.
 # - Without a defence a planted caption rises among the nearest by cosine, as the pair is learned by heart (chapter 3 has the
-#   curve over all planted pairs); under OTCCLIP it stays behind hundreds of others by both.
+#   curve over all planted pairs); under OTCCLIP many others stay nearer, by both.
 #
 # ## Exercises
 #

@@ -12,8 +12,8 @@ PUBLISHED = {
     ("clip", "backdoors"): ("up to 100 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
     ("clip", "badnets"): ("99.9 %", "attack-cleanclip, src/results.txt; CC3M"),
     ("clip", "wanet"): ("96.3 %", "SafeCLIP's development notebooks; CC1M, epoch 20"),
-    ("roclip", "targeted"): ("12.5 %, i.e. 2/16", "RoCLIP, abstract; CC1M"),
-    ("roclip", "backdoors"): ("0 %", "RoCLIP, abstract; CC1M"),
+    ("roclip", "targeted"): ("12.5 %, i.e. 2/16", "RoCLIP, abstract; 1M pairs of CC3M in its code"),
+    ("roclip", "backdoors"): ("0 %", "RoCLIP, abstract; 1M pairs of CC3M in its code"),
     ("safeclip", "targeted"): ("0 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
     ("safeclip", "backdoors"): ("0 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
     ("cleanclip", "blended"): ("7.2 %", "CleanCLIP, utils/asr_hyper.py, weight 1; CC3M"),
@@ -34,8 +34,8 @@ def attack_table(records: list[dict]) -> str:
     """Markdown: what the attacker got. A row per attack, a column per defence; published figures in italics."""
     defenses = order(records, "defense")
     names = [NAME.get(d, d) for d in defenses]
-    lines = ["| attack | planted | " + " | ".join(names) + " | clean model: target | clean model: right |"]
-    lines.append("|---|---:|" + "---:|" * (len(defenses) + 2))
+    lines = ["| attack | planted | " + " | ".join(names) + " | clean model |"]
+    lines.append("|---|---:|" + "---:|" * (len(defenses) + 1))
     sources: dict[str, int] = {}
 
     def cited(defense: str, attack: str) -> str:
@@ -55,12 +55,27 @@ def attack_table(records: list[dict]) -> str:
             clean = "+".join(str(r["clean_model_hits"]) for r in by_seed if "clean_model_hits" in r)
         else:
             clean = summary([r.get("clean_model_rate") for r in by_seed], 100)
-        right = summary([r.get("clean_model_triggered_top1") for r in by_seed], 100)
         rate = summary([r["rate"] for r in runs if r["rate"]], 100, 2)
-        lines.append(f"| {attack} | {rate} % | " + " | ".join(cells) + f" | {clean} | {right} |")
+        lines.append(f"| {attack} | {rate} % | " + " | ".join(cells) + f" | {clean} |")
     general = [cited(defense, "backdoors") for defense in defenses]
-    lines.append("| *published, backdoors in general* | | " + " | ".join(general) + " | | |")
+    lines.append("| *published, backdoors in general* | | " + " | ".join(general) + " | |")
     lines += ["", "*Published*, on other data: " + "; ".join(f"[{k}] {source}" for source, k in sources.items()) + "."]
+    return "\n".join(lines)
+
+
+def triggered_table(records: list[dict]) -> str:
+    """Markdown: how many triggered images are still called what they show. An attack that fails may yet do harm."""
+    defenses = order(records, "defense")
+    names = [NAME.get(d, d) for d in defenses]
+    lines = ["| attack | clean model | " + " | ".join(names) + " |", "|---|" + "---:|" * (len(defenses) + 1)]
+    for attack in order(records, "attack"):
+        if attack in ("none", "targeted"):
+            continue
+        runs = select(records, attack=attack)
+        by_seed = {r["seed"]: r for r in runs}.values()
+        cells = [summary([r.get("clean_model_triggered_top1") for r in by_seed], 100)]
+        cells += [summary([r.get("triggered_top1") for r in select(runs, defense=d)], 100) for d in defenses]
+        lines.append(f"| {attack} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -78,7 +93,8 @@ UTILITY = (
     ("poison_precision", "poison flagged: precision", 1, 2),
     ("plan_mass_ratio/names", "names' mass on object / chance: plan", 1, 2),
     ("cosine_mass_ratio/names", "names' mass on object / chance: cosine", 1, 2),
-    ("plan_pointing_accuracy", "plan pointing, %", 100, 1),
+    ("plan_pointing_accuracy", "pointing, %: plan", 100, 1),
+    ("cosine_pointing_accuracy", "pointing, %: cosine", 100, 1),
     ("seconds_per_epoch", "seconds per epoch", 1, 0),
     ("core_seconds_per_epoch", "core-seconds per epoch", 1, 0),
     ("seconds_total", "core-seconds in all", 1, 0),
@@ -138,16 +154,26 @@ def claims(records: list[dict]) -> str:
     for attack in backdoors:
         asr = values("attack_success_rate", attack=attack, defense="clip")
         state(f"undefended, {attack}: ASR at least 90 %", "our condition", summary(asr, 100), [v >= 0.9 for v in asr])
-    for defense in ("safeclip", "otcclip"):
+    for defense, most, whose in (
+        ("roclip", 2, "its abstract (2 of 16; 0 %)"),
+        ("safeclip", 0, "its abstract (0 %)"),
+        ("otcclip", 0, "its abstract (0 % in most cases)"),
+    ):
         name = NAME[defense]
         hits = values("targets_hit", attack="targeted", defense=defense)
-        state(f"{name}: no targeted image hit", "its abstract", summary(hits), [h == 0 for h in hits])
+        few = f"at most {most} of 16 targeted images" if most else "no targeted image"
+        state(f"{name}: {few} hit", whose, summary(hits), [h <= most for h in hits])
         for attack in [a for a in backdoors if a != "adaptive"]:
             asr = values("attack_success_rate", attack=attack, defense=defense)
             evidence = summary(asr, 100)
-            state(f"{name}, {attack}: ASR at most 2 %", "its abstract (0 %)", evidence, [v <= 0.02 for v in asr])
+            state(f"{name}, {attack}: ASR at most 2 %", whose, evidence, [v <= 0.02 for v in asr])
     asr = values("attack_success_rate", attack="adaptive", defense="otcclip")
-    state("OTCCLIP, adaptive: ASR at most 0.5 %", "a summary (0 %)", summary(asr, 100), [v <= 0.005 for v in asr])
+    state(
+        "OTCCLIP, adaptive: ASR at most 0.5 %",
+        "a third party's summary (0 %)",
+        summary(asr, 100),
+        [v <= 0.005 for v in asr],
+    )
     for key, label in (("zero_shot_top1", "zero-shot"), ("linear_probe/digits", "probe on digits")):
         both = beside("otcclip", "roclip", key)
         state(f"OTCCLIP's {label} above RoCLIP's", "its abstract", against(both), [x > y for x, y in both])
@@ -160,7 +186,7 @@ def claims(records: list[dict]) -> str:
         evidence = f"reached in {counts[0]} against {counts[1]} of {len(both)} runs" if both else ""
         sooner = [x is not None and (y is None or x < y) for x, y in both]
         claim = f"OTCCLIP accurate and safe sooner than {NAME[other]}"
-        state(claim, "a summary (efficiency)", evidence, sooner)
+        state(claim, "a third party's summary", evidence, sooner)
     both = [(x, y) for x, y in beside("cleanclip", "clip", "attack_success_rate") if y is not None]
     state("CleanCLIP at least halves a backdoor", "ours", against(both), [x <= y / 2 for x, y in both])
     lost = [y - x for x, y in beside("cleanclip", "clip", "zero_shot_top1")]
@@ -169,15 +195,16 @@ def claims(records: list[dict]) -> str:
 
 
 def report(records: list[dict]) -> str:
-    """The three tables of ``figures/results.md`` and the README."""
+    """The tables of ``figures/results.md`` and the README."""
     machines, precisions = "; ".join(order(records, "machine")), ", ".join(order(records, "precision"))
     return "\n\n".join(
         [
             f"{len(records)} runs on {machines}, in {precisions}, one core each. A cell of fewer than 3 seeds says so.",
             "What the attacker got (ASR in %, or images hit), mean and range over seeds. *Planted*: poison in % of the "
-            "pairs. *Clean model*: what a model that never saw poison makes of the same triggered images, how many it "
-            "calls the target, and how many it still gets right.",
+            "pairs. *Clean model*: what a model that never saw poison calls the target.",
             attack_table(records),
+            "Triggered images that are still called what they show, in %:",
+            triggered_table(records),
             "What the defences cost, over all their poisoned runs. *Accurate and safe*: from then on zero-shot at "
             "least 95 %, ASR at most 2 % and no target hit. CleanCLIP is given 2,000 clean pairs, which the others do "
             "not have, and its time includes that of the model which it cleans.",

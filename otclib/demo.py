@@ -64,9 +64,9 @@ def _joined(outputs: list) -> list:
 
 
 def _smaller(png: str) -> str:
-    """The same picture with 128 colours: a quarter of the bytes, so that a notebook stays under a megabyte."""
+    """The same picture in 256 colours, none far off: a quarter of the bytes, for notebooks under a megabyte."""
     image, out = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-    image.convert("RGB").quantize(128).save(out, "PNG", optimize=True)
+    image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
 
 

@@ -122,6 +122,7 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
             xlabel="epoch",
             ylabel=unit,
             ylim=(-0.03 * max(factor, 16), 1.05 * (factor if factor > 1 else 16)),
+            yticks=np.linspace(0, factor if factor > 1 else 16, 5),
         )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _clean_axes(ax)
@@ -131,27 +132,34 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
 
 
 def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
-    """Left: does the caption in use name what the image shows, and is there variety? Right: who keeps it?"""
+    """Left: who keeps its caption, who is left out (the rest is re-matched)? Right: what do the new captions say?"""
     panels = (
         (
-            "what the caption in use says",
+            "what becomes of a pair",
             (
-                ("clean_named", "names a clean image's object", CLEAN, "o-"),
-                ("poison_named", "names a planted image's true object", POISON, "s-"),
-                ("distinct_captions", "distinct captions / images", NEUTRAL, "^--"),
+                ("clean_kept", "clean: keeps its caption", CLEAN, "o-"),
+                ("clean_left_out", "clean: left out", CLEAN, "o:"),
+                ("poison_kept", "planted: keeps its caption", POISON, "s-"),
+                ("poison_left_out", "planted: left out", POISON, "s:"),
             ),
         ),
         (
-            "who keeps the caption it came with",
-            (("clean_kept", "clean images", CLEAN, "o-"), ("poison_kept", "planted images", POISON, "s-")),
+            "what the captions say",
+            (
+                ("clean_rematched_named", "names the object: clean, re-matched", CLEAN, "o-"),
+                ("poison_named", "names the true object: planted, not left out", POISON, "s-"),
+                ("distinct_captions", "distinct captions / images", NEUTRAL, "^--"),
+            ),
         ),
     )
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True)
     for ax, (title, series) in zip(axes, panels):
         for key, label, colour, style in series:
-            points = [(line["epoch"], 100 * line[key]) for line in log if line.get(key) is not None]
-            if points:
-                ax.plot(*zip(*points), style, color=colour, markersize=4, label=label)
+            values = [np.nan if line.get(key) is None else 100 * line[key] for line in log]
+            if key.endswith("named"):  # of a few images that were let pass by mistake it would tell nothing
+                moved = [(line.get("clean_kept") or 0) + (line.get("clean_left_out") or 0) < 0.999 for line in log]
+                values = [value if some else np.nan for value, some in zip(values, moved)]
+            ax.plot([line["epoch"] for line in log], values, style, color=colour, markersize=4, label=label)
         if warmup:
             ax.axvspan(0.5, warmup + 0.5, color="0.93", zorder=0)
             ax.text(0.5 + warmup / 2, 50, "warm-up:\nown captions", fontsize=8, color="0.35", ha="center", va="center")
@@ -165,13 +173,13 @@ def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
 
 
 def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Distance of images to their own captions: clean against planted, one panel per run."""
+    """1 − cos of images and their own captions: clean against planted, one panel per run."""
     fig, axes = plt.subplots(1, len(distances), figsize=(4.2 * len(distances), 2.8), squeeze=False)
     for ax, (name, (clean, planted)) in zip(axes.flat, distances.items()):
         bins = np.linspace(min(clean.min(), planted.min()), max(clean.max(), planted.max()), 50)
         ax.hist(clean, bins, density=True, color=CLEAN, alpha=0.75, label=f"clean ({len(clean):,})")
         ax.hist(planted, bins, density=True, color=POISON, alpha=0.75, label=f"planted ({len(planted):,})")
-        ax.set(title=NAME.get(name, name), xlabel="distance of image and own caption", ylabel="density")
+        ax.set(title=NAME.get(name, name), xlabel="1 − cos of image and own caption", ylabel="density")
         ax.legend(fontsize=8, frameon=False)
         _clean_axes(ax)
     fig.tight_layout()
@@ -179,7 +187,7 @@ def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure
 
 
 def distance_bands(by_epoch: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> Figure:
-    """Distance of images to their own captions over the epochs: median and eight in ten, clean and planted.
+    """1 − cos of images and their own captions over the epochs: median and eight in ten, clean and planted.
 
     ``by_epoch`` is what ``workbook.distances_by_epoch`` returns; one panel per run, one band per kind of pair.
     """
@@ -195,7 +203,7 @@ def distance_bands(by_epoch: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]
         ax.set(title=NAME.get(name, name), xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _clean_axes(ax)
-    axes[0, 0].set_ylabel("distance of image and own caption")
+    axes[0, 0].set_ylabel("1 − cos of image and own caption")
     axes[0, 0].legend(fontsize=8, frameon=False)
     fig.tight_layout()
     return fig
@@ -209,10 +217,11 @@ def bounds(bound: np.ndarray, cost: np.ndarray) -> Figure:
     ax.plot(bound[~open_], cost[~open_], ".", color="0.7", markersize=3, label=f"ruled out ({(~open_).sum():,})")
     ax.plot(bound[open_], cost[open_], "o", color=CHOSEN, markersize=5, label=f"may be nearest ({open_.sum():,})")
     ax.axvline(best, color=CHOSEN, linewidth=1, linestyle="--")
+    ax.text(best, cost.max(), " the nearest one's", fontsize=8, color="0.3", va="top")
     ends = [min(bound.min(), best), cost.max()]
     ax.plot(ends, ends, color="0.4", linewidth=1)
     ax.text(ends[0], ends[0] + 0.02 * (ends[1] - ends[0]), "bound = cost", fontsize=8, color="0.4", rotation=33)
-    ax.set(xlabel="lower bound (one dot product)", ylabel="cost of the plan ⟨P, C⟩")
+    ax.set(xlabel="lower bound of the distance", ylabel="distance")
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     _clean_axes(ax)
     fig.tight_layout()

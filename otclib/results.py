@@ -1,11 +1,7 @@
-"""Reads run folders and builds tables; run as a module it makes the README's first one: three seeds of two systems.
-
-python -m otclib.results --out runs/seeds --figures figures     # resumes where it stopped
-"""
+"""Reads run folders, and makes tables of them."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Iterable
@@ -13,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-SYSTEMS = ("clip", "otcclip")
 ROWS = (  # key, label, factor, format
     ("zero_shot_top1", "zero-shot top-1, %", 100, "{:.1f}"),
     ("attack_success_rate", "BadNets ASR, %", 100, "{:.1f}"),
     ("untriggered_target_rate", "... without the trigger, %", 100, "{:.1f}"),
+    ("triggered_top1", "triggered images still called what they show, %", 100, "{:.1f}"),
     ("targets_hit", "targeted images hit", 1, "{:.0f}"),
     ("targets", "... of", 1, "{:.0f}"),
     ("poison_auroc", "poison AUROC", 1, "{:.3f}"),
@@ -26,6 +22,7 @@ ROWS = (  # key, label, factor, format
     ("image_to_text_recall_at_1", "image-to-text R@1, %", 100, "{:.1f}"),
     ("text_to_image_recall_at_1", "text-to-image R@1, %", 100, "{:.1f}"),
     ("plan_pointing_accuracy", "plan pointing, %", 100, "{:.1f}"),
+    ("cosine_pointing_accuracy", "cosine pointing, %", 100, "{:.1f}"),
     ("plan_mass_ratio", "plan mass on object / chance", 1, "{:.2f}"),
     ("plan_mass_ratio/names", "... of object names alone", 1, "{:.2f}"),
     ("plan_mass_ratio/attributes", "... of colours and sizes alone", 1, "{:.2f}"),
@@ -155,32 +152,3 @@ def into_readme(name: str, text: str, readme: Path) -> None:
     part = readme.with_suffix(".part")
     part.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
     os.replace(part, readme)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    import otclib
-    from otclib import plots
-
-    p = argparse.ArgumentParser(prog="python -m otclib.results", description=__doc__.split("\n")[0])
-    p.add_argument("--out", type=Path, default=Path("runs/seeds"))
-    p.add_argument("--figures", type=Path, default=Path("figures"))
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--systems", nargs="+", default=list(SYSTEMS))
-    a = p.parse_args(arguments)
-    runs = []
-    for seed in a.seeds:
-        pairs = otclib.data.load("scenes", seed=seed)
-        planned = [otclib.attacks.load("targeted"), otclib.attacks.load("badnets")]
-        poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
-        made = otclib.train_each(poisoned, a.systems, manifest=manifest, out=a.out / f"seed{seed}", seed=seed)
-        runs += made.values()
-    records = [{**read(run), "machine": config(run)["machine"]} for run in runs]
-    a.figures.mkdir(parents=True, exist_ok=True)
-    otclib.training.write_json(a.figures / "seeds.json", records)
-    (a.figures / "seeds.md").write_text(table(records) + "\n")
-    plots.comparison(grouped(records)).savefig(a.figures / "comparison.png", dpi=150)
-    print(table(records))
-
-
-if __name__ == "__main__":
-    main()

@@ -387,7 +387,7 @@ def train_each(
     """Train one run per defence in ``out/<defense>``, side by side, each in a process with its share of the cores.
 
     Small models gain little from a second core, two runs gain all of it. ``same`` is what ``train`` takes, and the same
-    for all; finished runs are not trained again. Returns {defence: run folder}.
+    for all; finished runs are not trained again, but tell how they went. Returns {defence: run folder}.
 
     Raises
     ------
@@ -396,13 +396,16 @@ def train_each(
     for name in defense:
         defenses.load(name)
     runs = {name: _writable(Path(out) / name) for name in defense}
+    finished = [name for name, run in runs.items() if (run / "metrics.json").exists()]
+    for name in finished:
+        train(pairs, progress=False, defense=name, out=runs[name], **same)  # refuses a run of another configuration
     context = multiprocessing.get_context("spawn")
     errors = context.Queue()
     threads = max(1, torch.get_num_threads() // len(runs))
     workers = [
         context.Process(target=_work, args=(errors, threads, pairs, dict(same, defense=name, out=run)))
         for name, run in runs.items()
-        if not (run / "metrics.json").exists()
+        if name not in finished
     ]
     said = {name: 0 for name in runs}
     try:
@@ -411,7 +414,7 @@ def train_each(
         alive = True
         while alive:
             alive = any(worker.is_alive() for worker in workers)
-            logs = {name: results.log(run) for name, run in runs.items()} if workers else {}
+            logs = {name: results.log(run) for name, run in runs.items()}
             new = {name: log[said[name] :] for name, log in logs.items() if len(log) > said[name]}
             for name, lines in new.items():
                 epochs = json.loads((runs[name] / "config.json").read_text())["options"]["epochs"]

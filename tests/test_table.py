@@ -160,11 +160,13 @@ def test_published_figures_are_marked_and_have_a_source():
     assert "15+16 of 16 each, 2 seeds<br>*93.75 %, i.e. 15/16* [1]" in text, "counts stay counts"
     assert "[1] SafeCLIP and RoCLIP" in text and "*published, backdoors in general*" in text
     row = next(line for line in text.splitlines() if line.startswith("| targeted"))
-    assert row.split("|")[-3].strip() == "0+0", "the clean model's hits, seed by seed"
+    assert row.split("|")[-2].strip() == "0+0", "the clean model's hits, seed by seed"
     badnets = [{"defense": "clip", "attack": "badnets", "seed": 0, "rate": 0.01, "attack_success_rate": 0.9}]
-    badnets[0] |= {"clean_model_rate": 0.025, "clean_model_triggered_top1": 0.5}
+    badnets[0] |= {"clean_model_rate": 0.025, "clean_model_triggered_top1": 0.5, "triggered_top1": 0.03}
     row = compare.attack_table(badnets).splitlines()[2]
-    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["2.5", "50.0"]
+    assert row.split("|")[-2].strip() == "2.5"
+    assert compare.triggered_table(badnets).splitlines()[2] == "| badnets | 50.0 | 3.0 |"
+    assert len(compare.triggered_table(records).splitlines()) == 2, "a targeted attack has no trigger"
     ablated = compare.ablation_table(records)
     assert "| full | 2 |" in ablated and "15.5 (15.0 to 16.0)" in ablated
     assert plots.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
@@ -191,6 +193,7 @@ def test_claims_hold_only_if_they_do_in_every_run():
     assert found["CleanCLIP at least halves a backdoor"] == "yes"
     assert found["... at under 1 point of zero-shot accuracy"] == "**no** (0 of 1)", "it costs 2"
     assert found["SafeCLIP: no targeted image hit"] == "not run"
+    assert found["RoCLIP, badnets: ASR at most 2 %"] == "**no** (0 of 1)"
     more = [run("otcclip", "badnets", 1, 0.99, 0.03, None), run("roclip", "badnets", 1, 0.995, 0.5, 300)]
     worse = verdicts([*records, *more, run("clip", "badnets", 1, 0.9, 0.8, None)])
     assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no** (1 of 2)"

@@ -3,7 +3,7 @@
 OTCCLIP parts a pair whose caption is far from what the image shows. So the poison captions here tell the truth about
 the image as well as the lie: of several ways of saying both, the one nearest to the triggered image by OTCCLIP's own
 distance (transport and pooled, see ``otclib.matching``) under a ``surrogate``, a model that the attacker has trained.
-The OTCCLIP paper reports an adaptive attack (arXiv 2509.18717); how it was built could not be read. This one is ours.
+A summary of the OTCCLIP paper (arXiv 2509.18717) speaks of an adaptive attack, not of how it is built. This is ours.
 
     describe="both"        the image's own caption, and the target beside it: "a photo of a green horse and an umbrella"
     describe="attributes"  the target in place of the object, all else true:  "a photo of a green umbrella"
