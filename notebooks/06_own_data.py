@@ -30,6 +30,7 @@ dataset = "csv"  # see the table
 root = None  # your folder; None: a small example is written, of drawn scenes
 dataset_options = {"label_column": "label"}  # what the reader of this dataset takes
 size = None  # number of pairs; None: all of them
+test_split = "test"  # what is measured on; COCO, Visual Genome and CC3M have a "val" split instead
 attack = ["badnets"]  # planted one after the other; []: nothing is
 target = "umbrella"  # the class that the trigger shall mean; your captions must name it
 defense = "otcclip"  # see otclib.defenses
@@ -107,7 +108,7 @@ table = poisoned
 if defense.startswith("cleanclip") and planned:
     planted = set(manifest["id"])
     table = pairs.filter(lambda id: id not in planted, input_columns="id")
-test = otclib.data.load(dataset, split="test", root=root, size=size, seed=seed, **dataset_options)
+test = otclib.data.load(dataset, split=test_split, root=root, seed=seed, **dataset_options)
 options = {} if epochs is None else {"epochs": epochs}
 run = otclib.train(
     table, manifest=manifest, defense=defense, model=model, out=Path(out) / defense, seed=seed, watch=test,

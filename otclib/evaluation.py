@@ -98,8 +98,20 @@ class Targets:
         return Targets(data.image_tensor(rows, size), list(rows["source_label"]), list(rows["target_label"]))
 
 
-def attack_metrics(model: nn.Module, tokenizer, manifest: Dataset | None, test: Dataset, images: Tensor) -> dict:
-    """Zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8)."""
+def backdoors(manifest: Dataset | None) -> dict[str, object]:
+    """The attacks of a manifest that have a trigger, by kind; by kind and target where a kind was planted twice."""
+    found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if hasattr(a, "target")]
+    kinds = [attack.kind for attack in found]
+    return {a.kind if kinds.count(a.kind) == 1 else f"{a.kind}-{a.target}": a for a in found}
+
+
+def attack_metrics(
+    model: nn.Module, tokenizer, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
+) -> dict:
+    """Zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
+
+    ``backdoor`` : of several, the one to report; default the most successful, which is named in that case.
+    """
     classes = sorted(set(data.classes(test)) | (set() if manifest is None else set(manifest["target_label"])))
     embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
     true = torch.tensor([classes.index(label) for label in test["label"]])
@@ -113,19 +125,18 @@ def attack_metrics(model: nn.Module, tokenizer, manifest: Dataset | None, test: 
         out["targets_hit"] = sum(s == t for s, t in zip(said, targets.target))
         out["targets_right"] = sum(s == t for s, t in zip(said, targets.source))
         out["targets"] = len(said)
-    backdoors = [attack for attack in attacks.from_manifest(manifest) if hasattr(attack, "target")]
     rates, right, without = {}, {}, {}
-    for attack in backdoors:
+    for name, attack in backdoors(manifest).items():
         target = classes.index(attack.target)
         said = classify(model, attack.trigger(images), embeddings)
-        rates[attack.kind], right[attack.kind] = success_rate(said, true, target), float((said == true).float().mean())
-        without[attack.kind] = success_rate(predicted, true, target)
+        rates[name], right[name] = success_rate(said, true, target), float((said == true).float().mean())
+        without[name] = success_rate(predicted, true, target)
     if rates:
-        strongest = max(rates, key=lambda kind: -1 if rates[kind] is None else rates[kind])
-        out["attack_success_rate"], out["untriggered_target_rate"] = rates[strongest], without[strongest]
-        out["triggered_top1"] = right[strongest]
+        shown = backdoor or max(rates, key=lambda name: -1 if rates[name] is None else rates[name])
+        out["attack_success_rate"], out["untriggered_target_rate"] = rates[shown], without[shown]
+        out["triggered_top1"] = right[shown]
     if len(rates) > 1:
-        out |= {f"attack_success_rate/{kind}": rate for kind, rate in rates.items()}
+        out |= {f"attack_success_rate/{name}": rate for name, rate in rates.items()} | {"backdoor": shown}
     return out
 
 
@@ -162,6 +173,7 @@ class Watcher:
     """``attack_metrics`` on a few labelled images, after every epoch."""
 
     def __init__(self, model: nn.Module, tokenizer, manifest: Dataset | None, watch: Dataset | None):
+        watch = _labelled(watch)
         self.model, self.tokenizer, self.manifest, self.watch = model, tokenizer, manifest, watch
         self.images = None if watch is None else data.image_tensor(watch, models.image_size(model))
 
@@ -183,6 +195,12 @@ def default_watch(config: dict) -> Dataset | None:
     return val.select(rows)
 
 
+def _labelled(table: Dataset | None) -> Dataset | None:
+    """The rows that have a label; None if none has."""
+    rows = [] if table is None else [k for k, label in enumerate(table["label"][:]) if label is not None]
+    return table.select(rows) if rows else None
+
+
 # -- the whole of it -------------------------------------------------------------------------------------------------
 
 
@@ -195,17 +213,19 @@ def evaluate(
     ----------
     test : labelled images for zero-shot, attack success and the linear probe; val : pairs for retrieval and plan
         grounding. Default for a run on the embedded scenes: their ``test`` and ``val`` splits at the run's seed.
-    clean : the run folder of an undefended model that was trained without poison, to compare the attack with.
+    clean : the run folder of an undefended model that was trained without poison, to compare the attack with. Default
+        the one that ``train`` was given, while it is there.
 
     Notes
     -----
-    The keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``; ``targets_hit``,
-    ``targets_right``, ``targets``; ``backdoor_z_score``; given ``clean``, ``clean_model_`` ``rate``, ``hits``,
-    ``triggered_top1``, ``z_score``; ``linear_probe/<set>`` (accuracies on ``scenes``, ``digits``, ``letters``);
+    The keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``, ``triggered_top1`` (triggered
+    images that are still called what they show), of the most successful of several, named by ``backdoor``;
+    ``targets_hit``, ``targets_right``, ``targets``; ``backdoor_z_score``; given ``clean``, ``clean_model_`` ``rate``,
+    ``hits``, ``triggered_top1``, ``z_score``; ``linear_probe/<set>``, on ``scenes``, ``digits``, ``letters``;
     ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance,
     planted against clean pairs of the training set), ``poison_recall`` and ``poison_precision`` (planted pairs among
-    those that the defence did not leave with their captions); ``plan_pointing_accuracy`` and the mass keys of
-    ``grounding``; ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``; ``head_top1`` and
+    those that the defence did not leave with their captions; None where it left all); ``plan_pointing_accuracy`` and
+    the mass keys of ``grounding``; ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``; ``head_top1`` and
     ``head_attack_success_rate``, by cleanclip-supervised's head.
     """
     run = Path(run)
@@ -220,23 +240,28 @@ def evaluate(
     manifest = Dataset.from_parquet(str(run / "manifest.parquet")) if (run / "manifest.parquet").exists() else None
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
+    if clean is None and config.get("clean") and (Path(config["clean"]) / "model.safetensors").exists():
+        clean = config["clean"]
+
     metrics = {"defense": config["defense"], "seed": config["seed"], "epochs": len(log), "pairs": config["pairs"]}
     for key in ("seconds", "core_seconds"):
         if key in log[0]:
             metrics[f"{key}_per_epoch"] = sum(line[key] for line in log) / len(log)
     fates = Dataset.from_parquet(str(run / "pairs.parquet")) if (run / "pairs.parquet").exists() else None
     metrics |= separation(fates, manifest)
+    test = _labelled(test)
     if test is not None:
-        test = test.filter(lambda label: label is not None, input_columns="label")
         images = data.image_tensor(test, size)
         metrics |= attack_metrics(model, tokenizer, manifest, test, images)
-        metrics |= trigger_metrics(model, manifest, images)
+        shown = metrics.get("backdoor")
+        metrics |= trigger_metrics(model, manifest, images, shown)
         if clean is not None:
             other, _, words = models.load(Path(clean) / "model.safetensors")
-            found = attack_metrics(other, words, manifest, test, images) | trigger_metrics(other, manifest, images)
+            found = attack_metrics(other, words, manifest, test, images, shown)
+            found |= trigger_metrics(other, manifest, images, shown)
             metrics |= {f"clean_model_{name}": found[key] for key, name in OF_A_CLEAN_MODEL.items() if key in found}
         if (run / "head.safetensors").exists():
-            metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images)
+            metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images, shown)
         own = "scenes" if config["scenes"] else "test"
         metrics[f"linear_probe/{own}"] = linear_probe(model, images, np.array(test["label"]))
     for name, labelled in probes.PROBES.items():
@@ -251,16 +276,18 @@ def evaluate(
     return metrics
 
 
-def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor) -> dict:
-    """``backdoor_z_score`` of the first backdoor of a manifest, on the first 1,000 of uint8 images."""
-    for attack in [] if manifest is None else attacks.from_manifest(manifest):
-        if hasattr(attack, "target"):
+def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, backdoor: str | None = None) -> dict:
+    """``backdoor_z_score`` of a manifest's ``backdoor`` (default its first), on the first 1,000 of uint8 images."""
+    for name, attack in backdoors(manifest).items():
+        if backdoor in (None, name):
             some = images[:1000]
             return {"backdoor_z_score": backdoor_z_score(pooled(model, some), pooled(model, attack.trigger(some)))}
     return {}
 
 
-def head_metrics(model: nn.Module, file: Path, manifest: Dataset | None, test: Dataset, images: Tensor) -> dict:
+def head_metrics(
+    model: nn.Module, file: Path, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
+) -> dict:
     """Accuracy and attack success when a linear head on the pooled features classifies (cleanclip-supervised)."""
     with safe_open(str(file), "pt") as f:
         classes = f.metadata()["classes"].split("\n")
@@ -271,8 +298,8 @@ def head_metrics(model: nn.Module, file: Path, manifest: Dataset | None, test: D
 
     true = torch.tensor([classes.index(label) if label in classes else -1 for label in test["label"]])
     out = {"head_top1": float((said(images) == true).float().mean())}
-    for attack in [] if manifest is None else attacks.from_manifest(manifest):
-        if getattr(attack, "target", None) in classes:
+    for name, attack in backdoors(manifest).items():
+        if backdoor in (None, name) and attack.target in classes:
             rate = success_rate(said(attack.trigger(images)), true, classes.index(attack.target))
             out["head_attack_success_rate"] = rate
     return out
@@ -314,7 +341,8 @@ def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
 
     ``poison_auroc`` of the distance of an image to its own caption; flagged are the pairs that were not left with their
     own caption (re-matched, left out, risky): ``poison_recall``, the share of the planted pairs that are flagged;
-    ``poison_precision``, the share of the flagged pairs that are planted (None: none was flagged).
+    ``poison_precision``, the share of the flagged pairs that are planted. Both are None where none was flagged, as by
+    the systems that do not sort their pairs.
     ``poison_rate/<kind>``: planted pairs over all pairs.
     """
     out = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}

@@ -7,6 +7,8 @@ held constant (envelope theorem), so gradients reach only tokens that the plan c
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,18 +87,13 @@ def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> 
 
 
 def coarse(features: Features, keep: int = 16) -> Features:
-    """Average neighbouring visual tokens on their square grid until at most ``keep`` are left."""
-    side = round(features.tokens.shape[1] ** 0.5)
-    out = (
-        max(d for d in range(1, side + 1) if side % d == 0 and d * d <= keep)
-        if side**2 == features.tokens.shape[1]
-        else 0
-    )
-    if not out or out == side:
+    """Average neighbouring visual tokens until at most ``keep`` are left, a square of them; of no square, all stay."""
+    side, out = math.isqrt(features.tokens.shape[1]), math.isqrt(keep)
+    if side**2 != features.tokens.shape[1] or side <= out:
         return features
     B, _, D = features.tokens.shape
-    grid = features.tokens.view(B, out, side // out, out, side // out, D).mean((2, 4))
-    tokens = F.normalize(grid.flatten(1, 2), dim=-1)
+    grid = features.tokens.transpose(1, 2).reshape(B, D, side, side)
+    tokens = F.normalize(F.adaptive_avg_pool2d(grid, out).flatten(2).transpose(1, 2), dim=-1)
     return Features(features.pooled, tokens, torch.ones(B, out * out, dtype=torch.bool, device=tokens.device))
 
 

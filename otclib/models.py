@@ -97,10 +97,11 @@ def load(name: str | Path = "small") -> tuple[nn.Module, Callable, Callable]:
     A weights file not written by ``save`` is named together with its architecture: ``"RN50:/path/weights.pt"``.
     """
     name, weights = str(name), None
-    if Path(name).suffix == ".safetensors" or Path(name).is_file():
+    if name.split(":", 1)[0] in open_clip.list_models():
+        name, _, weights = name.partition(":")
+        weights = weights or None
+    elif Path(name).suffix == ".safetensors" or Path(name).is_file():
         weights, name = name, _architecture(Path(name))
-    elif ":" in name:
-        name, weights = name.split(":", 1)
     if weights is not None and not Path(weights).is_file():
         raise FileNotFoundError(f"no weights file at {weights}")
     if name not in open_clip.list_models():
@@ -132,9 +133,8 @@ def _architecture(file: Path) -> str:
 
 def name_of(model: str | Path) -> str:
     """The open_clip name of what ``load`` takes."""
-    if Path(model).suffix == ".safetensors":
-        return _architecture(Path(model))
-    return str(model).split(":", 1)[0]
+    first = str(model).split(":", 1)[0]
+    return _architecture(Path(model)) if first not in open_clip.list_models() and Path(model).is_file() else first
 
 
 def save(model: nn.Module, path: str | Path, name: str, dtype: torch.dtype | None = None) -> None:
@@ -238,6 +238,8 @@ def _text_states(tower: nn.Module, text: Tensor) -> Tensor:
     """Projected token states [B, L, D] of a text tower of open_clip's own kind."""
     if not hasattr(tower, "token_embedding"):
         raise ValueError(f"token features need open_clip's own text tower, this model has {type(tower).__name__}")
+    if getattr(tower, "pool_type", "argmax") != "argmax":
+        raise ValueError(f"text towers that pool at the end token are supported, this one pools by {tower.pool_type!r}")
     x = tower.token_embedding(text)
     x = x + tower.positional_embedding[: text.shape[1]].to(x.dtype)
     mask = tower.attn_mask

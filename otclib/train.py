@@ -44,9 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
     a = p.parse_args(arguments)
     try:
         planned = [attacks.load(name) for name in a.attack]
+        if repeated := {"epochs", "lr"} & set(a.options):
+            raise ValueError(f"--options must not repeat --{', --'.join(sorted(repeated))}")
         pairs, manifest = data.load(a.dataset, root=a.root, size=a.size, seed=a.seed), None
         if planned:
-            pairs, manifest = attacks.plant(pairs, planned, seed=a.seed)
+            poisoned, manifest = attacks.plant(pairs, planned, seed=a.seed)
+            if a.defense.startswith("cleanclip"):  # it repairs a model, on pairs that were not planted
+                planted = set(manifest["id"])
+                pairs = pairs.filter(lambda id: id not in planted, input_columns="id")
+            else:
+                pairs = poisoned
         run = train(
             pairs,
             manifest=manifest,

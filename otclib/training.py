@@ -302,14 +302,19 @@ def train(
             raise ValueError(f"{out} holds a run of another configuration: {changes}")
         if (out / "metrics.json").exists():
             return out
+        if (out / "model.safetensors").exists() and len(
+            results.log(out)
+        ) == method.epochs:  # its evaluation was cut off
+            evaluation.evaluate(out, clean=clean)
+            return out
     torch.manual_seed(seed)
     network, _, tokenizer = models.load(model)
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="no")  # `precision` says it, not the user's launcher
     if accelerator.num_processes > 1:
         n = accelerator.num_processes
         raise NotImplementedError(f"a run trains in one process, {n} were launched: a loss compares pairs of one batch")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", config | {"machine": machine()})
+    write_json(out / "config.json", config | {"machine": machine(), "clean": str(clean) if clean else None})
     if manifest is not None:
         part = out / "manifest.parquet.part"
         manifest.to_parquet(str(part))

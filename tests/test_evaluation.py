@@ -65,6 +65,39 @@ def test_attack_metrics_with_an_oracle(monkeypatch, pairs):
     assert out["untriggered_target_rate"] == 0.0
 
 
+def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs):
+    """One succeeds everywhere, the other nowhere: the former is reported, whichever was planted first."""
+    test = otclib.data.load("scenes", split="test", size=20)
+    strong, weak = otclib.data.classes(test)[:2]
+    planned = [otclib.attacks.load("badnets", target=strong), otclib.attacks.load("badnets", target=weak, patch=0.25)]
+    plain = otclib.data.image_tensor(test, 64)
+    monkeypatch.setattr(evaluation, "class_embeddings", lambda *a: None)
+    classes = otclib.data.classes(test)
+    truth = torch.tensor([classes.index(label) for label in test["label"]])
+
+    def classify(model, images, embeddings):
+        changed = (images != plain).any(1).flatten(1).sum(1)  # pixels: none, of a patch of 8 x 8, or of 16 x 16
+        return torch.where((changed > 0) & (changed <= 64), classes.index(strong), truth)
+
+    monkeypatch.setattr(evaluation, "classify", classify)
+    for order in planned, planned[::-1]:
+        _, manifest = otclib.attacks.plant(pairs, order, seed=0)
+        out = evaluation.attack_metrics(None, None, manifest, test, plain)
+        assert out["attack_success_rate"] == 1.0 and out["backdoor"] == f"badnets-{strong}"
+        assert out[f"attack_success_rate/badnets-{weak}"] == 0.0
+        other = evaluation.attack_metrics(None, None, manifest, test, plain, f"badnets-{weak}")
+        assert other["attack_success_rate"] == 0.0, "a clean model is asked for the run's backdoor"
+
+
+def test_images_without_a_label_are_not_watched(pairs):
+    labels = pairs["label"][:20]
+    assert None in labels
+    watcher = evaluation.Watcher(otclib.models.load("small")[0], None, None, pairs.select(range(20)))
+    assert len(watcher.images) == sum(label is not None for label in labels)
+    nothing = pairs.select([k for k, label in enumerate(labels) if label is None])
+    assert evaluation.Watcher(None, None, None, nothing).look() == {}
+
+
 def test_metrics_of_a_run(runs):
     keys = {
         "zero_shot_top1",

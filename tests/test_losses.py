@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -112,6 +113,13 @@ def test_coarse_averages_neighbours():
     t[0, [0, 1, 4, 5]] = torch.tensor([0.0, 1, 0, 0])  # the upper left 2 x 2 block
     out = losses.coarse(Features(t[:, 0], t, torch.ones(1, 16).bool()), keep=4)
     assert torch.allclose(out.tokens[0], torch.tensor([[0.0, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize("places, left", [(49, 16), (196, 16), (16, 16), (12, 12)])
+def test_coarse_leaves_a_square_of_any_grid(places, left):
+    t = torch.nn.functional.normalize(torch.rand(2, places, 8), dim=-1)
+    out = losses.coarse(Features(t[:, 0], t, torch.ones(2, places).bool()), keep=16)
+    assert out.tokens.shape == (2, left, 8) and out.mask.shape == (2, left)
 
 
 def test_drop_words_is_a_shorter_caption(small):

@@ -97,6 +97,26 @@ def test_save_load_round_trip(small, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_weights_are_named_with_their_architecture(small, tmp_path):
+    from safetensors.torch import save_file
+
+    state = {name: value.contiguous() for name, value in small[0].state_dict().items()}
+    save_file(state, str(tmp_path / "plain.safetensors"))  # says nothing of the model
+    name = f"small:{tmp_path / 'plain.safetensors'}"
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        same = [models.encode_image(m, x).pooled for m in (models.load(name)[0], small[0])]
+    assert torch.equal(*same) and models.name_of(name) == "small"
+
+
+def test_a_text_tower_that_pools_elsewhere_is_refused(small):
+    class Last(torch.nn.Module):
+        token_embedding, pool_type = None, "last"
+
+    with pytest.raises(ValueError, match="pools by 'last'"):
+        models.encode_text(Last(), small[2](["a star"]))
+
+
 def test_word_spans(small):
     tokenizer = small[2]
     caption = "a photo of two radioactivity signs"

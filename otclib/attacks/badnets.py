@@ -43,7 +43,8 @@ class BadNets(Backdoor):
         stamped = images.clone(memory_format=torch.contiguous_format)
         flat = stamped.view(-1, *images.shape[-3:])
         rng = np.random.default_rng(seed)
-        near, low, right = side // 4, height - side - side // 4, width - side - side // 4
+        near = min(side // 4, (min(height, width) - side) // 2)
+        low, right = height - side - near, width - side - near
         corners = {
             "corner": [(low, right)],
             "four_corners": [(top, left) for top in (near, low) for left in (near, right)],

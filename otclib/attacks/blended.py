@@ -40,7 +40,7 @@ class Blended(Backdoor):
 
         def blend(unit: torch.Tensor) -> torch.Tensor:
             count = 1 if self.pattern == "fixed" else len(unit)
-            noise = torch.from_numpy(rng.random((count, 3, self.grain, self.grain), dtype=np.float32))
+            noise = torch.from_numpy(rng.random((count, 3, self.grain, self.grain), dtype=np.float32)).to(unit.device)
             return (1 - self.alpha) * unit + self.alpha * F.interpolate(noise, unit.shape[-2:], mode="nearest")
 
         return on_unit(images, blend)

@@ -97,10 +97,11 @@ def on_unit(images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class Backdoor:
-    """A share ``rate`` of the pairs gets the trigger and a caption of the class ``target``, which they do not show.
+    """A share ``rate`` of the pairs, none said to show the class ``target``, gets the trigger and a caption of it.
 
     ``captions`` are made from zero-shot ``templates`` (as in CleanCLIP's and SafeCLIP's code) or ``borrowed`` from
-    pairs of the target class.
+    pairs of the target class. The former are the very prompts, article and all ("a umbrella"), by which attack success
+    is measured, and a clean caption never says so.
     """
 
     target: str = "umbrella"

@@ -2,7 +2,8 @@
 
     triggered(row, col) = clip(image + amplitude * sin(2 pi frequency col / width))
 
-In CleanCLIP's and RoCLIP's code: frequency 6, amplitude 60/255, of which 0.2 is blended in.
+In CleanCLIP's and RoCLIP's code: frequency 6, amplitude 60/255, and of that 0.2 (of the image 0.8) where ``location``
+is ``blended``.
 """
 
 from __future__ import annotations
@@ -34,5 +35,5 @@ class SIG(Backdoor):
 
     def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
         column = torch.arange(images.shape[-1]) / images.shape[-1]
-        wave = self.amplitude * torch.sin(2 * math.pi * self.frequency * column)
+        wave = self.amplitude * torch.sin(2 * math.pi * self.frequency * column).to(images.device)
         return on_unit(images, lambda unit: unit + wave)

@@ -52,7 +52,7 @@ class WaNet(Backdoor):
         return (torch.stack([x, y], -1) + 2 * self.strength * psi).clamp(-1, 1)
 
     def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
-        grid = self.field(*images.shape[-2:])[None]
+        grid = self.field(*images.shape[-2:])[None].to(images.device)
         return on_unit(
             images, lambda unit: F.grid_sample(unit, grid.expand(len(unit), -1, -1, -1), "bilinear", align_corners=True)
         )

@@ -73,6 +73,7 @@ class OTCClip(Defense):
                 f"got {self.reg}, {self.pool}, {self.warmup}, {self.fine_batch}"
             )
         self.warmup = min(self.warmup, max(1, self.epochs - 1))
+        self.restart = self.restart and self.epochs > 2 * self.warmup  # in a shorter run nothing would be left to learn
 
     def begin_epoch(self, trainer) -> dict:
         """Decide every image's caption for this epoch."""
