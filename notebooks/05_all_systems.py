@@ -104,7 +104,8 @@ Markdown(compare.claims(records))
 
 # %%
 sorting = [r for r in records if r["defense"] in ("safeclip", "otcclip") and r["attack"] != "none"]
-fig = plots.by_epoch(sorting, "poison_kept", "planted pairs kept, %")
+if sorting:
+    fig = plots.by_epoch(sorting, "poison_kept", "planted pairs kept, %")
 
 # %% [markdown]
 # **RoCLIP's success depends on when one stops.** It matches in epochs 6, 8, 10 and 12; in the others every image has its own

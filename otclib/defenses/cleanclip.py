@@ -94,7 +94,7 @@ class CleanCLIPSupervised(Defense):
     def finish(self, trainer, out: Path) -> None:
         part = out / "head.safetensors.part"
         state = {k: v.detach().cpu() for k, v in self.head.state_dict().items()}
-        state["weight"] = state["weight"] * float(trainer.scale)
+        state["weight"] = state["weight"] * trainer.scale.item()
         save_file(state, str(part), metadata={"classes": "\n".join(self.classes)})
         os.replace(part, out / "head.safetensors")
 
