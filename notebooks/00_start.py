@@ -90,7 +90,7 @@ fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image 
 # it was.)
 
 # %%
-runs = workbook.runs(poisoned, manifest, [defense], model=model, seed=seed, out=out, epochs=epochs, watched=INTERACTIVE)
+runs = workbook.runs(poisoned, manifest, [defense], model=model, seed=seed, out=out, epochs=epochs, watched=INTERACTIVE, retell=True)
 run = runs[defense]
 if not INTERACTIVE:
     fig = plots.learning_curves({defense: results.log(run)})
@@ -106,9 +106,9 @@ print(f"{metrics['targets_hit']} of {metrics['targets']} targeted images are cal
 #
 # A planted pair under this model: where its words go on the image, and which captions are nearer. By the cosine of the whole,
 # which is what it was trained with, the attacker's caption is among the nearest: move *after epoch* in the explorer below and
-# see it rise. Word by word it was never compared with the image, so by transport it is still far; the captions that are near,
-# though, name the attacker's class as well. Once learned, poison is everywhere. OTCCLIP trains the words, too, and parts the
-# pairs *before* they are learned (chapter 3).
+# see it rise. Word by word no caption was ever compared with an image, and so by transport the attacker's and the true one are
+# both far, and what is near is half chance. OTCCLIP trains the words, too, and parts the pairs *before* they are learned
+# (chapter 3).
 
 # %%
 explorer = Explorer(runs, poisoned, manifest=manifest)

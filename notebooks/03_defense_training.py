@@ -91,7 +91,7 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 # few hundred held-out `val` scenes. Stop the kernel if you like: run the cell again, and both go on where they were.
 
 # %%
-runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, **options)
+runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, retell=True, **options)
 
 # %% [markdown]
 # The drop of OTCCLIP after its third epoch is the restart: new weights, on what the first matching kept. It has ten epochs and

@@ -387,12 +387,13 @@ def train_each(
     out: str | Path,
     progress: bool = True,
     live: Callable[[dict[str, list[dict]]], None] | None = None,
+    retell: bool = False,
     **same,
 ) -> dict[str, Path]:
     """Train one run per defence in ``out/<defense>``, side by side, each in a process with its share of the cores.
 
     Small models gain little from a second core, two runs gain all of it. ``same`` is what ``train`` takes, and the same
-    for all; finished runs are not trained again, but tell how they went. Returns {defence: run folder}.
+    for all; finished runs are not trained again, and with ``retell`` say how they went. Returns {defence: run folder}.
 
     Raises
     ------
@@ -412,7 +413,7 @@ def train_each(
         for name, run in runs.items()
         if name not in finished
     ]
-    said = {name: 0 for name in runs}
+    said = {name: len(results.log(run)) if name in finished and not retell else 0 for name, run in runs.items()}
     try:
         for worker in workers:
             worker.start()

@@ -29,14 +29,15 @@ def runs(
     seed: int = 0,
     model: str = "small",
     watched: bool = False,
+    retell: bool = False,
     **options,
 ) -> dict[str, Path]:
     """{defence: run folder in ``out``}; what is missing is trained side by side, with the weights of every epoch kept.
 
-    ``watched``: somebody is looking, so the curves grow while it trains.
+    ``watched``: somebody is looking, so the curves grow while it trains; ``retell``: finished runs say how they went.
     """
     live = Curves() if watched else None
-    same = {"manifest": manifest, "seed": seed, "model": model, "snapshots": True, **options}
+    same = {"manifest": manifest, "seed": seed, "model": model, "snapshots": True, "retell": retell, **options}
     return training.train_each(table, defense, out=out, live=live, **same)
 
 
