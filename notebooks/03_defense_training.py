@@ -115,7 +115,7 @@ if "otcclip" in runs:
 
 # %% [markdown]
 # Planted images that were given another caption: the attacker's (vermilion), and the one that transport found (green), which came
-# with another image.
+# with another image. Under the patch it is not always the right one, but it is no longer the attacker's.
 
 # %%
 if "otcclip" in runs:
@@ -125,9 +125,11 @@ if "otcclip" in runs:
     moved = [k for k, row in enumerate(table) if row["id"] in planted and row["fate"] == "re-matched"]
     kind = dict(zip(manifest["id"], manifest["kind"]))
     rows = []
-    for k in [k for each in attack for k in [k for k in moved if kind[table[k]["id"]] == each][::5][:3]]:
-        given = caption[table[k]["caption_from"]]
-        rows.append({"image": poisoned[k]["image"], "caption": poisoned[k]["caption"], "given": given, "planted": True})
+    for each in attack:
+        of_kind = [k for k in moved if kind[table[k]["id"]] == each]
+        for k in of_kind[:: max(1, len(of_kind) // 3)][:3]:
+            given = caption[table[k]["caption_from"]]
+            rows.append({"image": poisoned[k]["image"], "caption": poisoned[k]["caption"], "given": given, "planted": True})
     if rows:
         fig = plots.rematched(rows, "planted pairs, re-matched")
         fig.savefig(figures / "rematched.png", dpi=150)

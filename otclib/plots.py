@@ -220,7 +220,7 @@ def bounds(bound: np.ndarray, cost: np.ndarray) -> Figure:
     ax.text(best, cost.max(), " the nearest one's", fontsize=8, color="0.3", va="top")
     ends = [min(bound.min(), best), cost.max()]
     ax.plot(ends, ends, color="0.4", linewidth=1)
-    ax.text(ends[0], ends[0] + 0.02 * (ends[1] - ends[0]), "bound = cost", fontsize=8, color="0.4", rotation=33)
+    ax.text(ends[0], ends[0] + 0.02 * (ends[1] - ends[0]), "bound = distance", fontsize=8, color="0.4", rotation=33)
     ax.set(xlabel="lower bound of the distance", ylabel="distance")
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     _clean_axes(ax)

@@ -1,5 +1,7 @@
 """Every notebook is in step with its .py, carries outputs, and runs from its parameters alone."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from otclib import demo
 
@@ -26,6 +30,19 @@ def test_paired(path):
     notebook = nbformat.read(path, as_version=4)
     ours = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     assert [(c.cell_type, c.source.strip()) for c in ours] == [(c.cell_type, c.source.strip()) for c in text.cells]
+
+
+def test_smaller_figures_keep_their_colours():
+    """Blue captions once came out green: a palette must not give a rare colour up for the many."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (200, 300, 3), dtype=np.uint8) // 2 + 64
+    pixels[:60] = 255
+    pixels[5:15, 5:40], pixels[20:30, 5:40], pixels[35:45, 5:200] = (0, 114, 178), (213, 94, 0), (127, 127, 127)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    smaller = demo._smaller(base64.b64encode(out.getvalue()).decode())
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(smaller))).convert("RGB"))
+    assert np.abs(found[:60].astype(int) - pixels[:60]).max() <= 24
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
