@@ -105,7 +105,7 @@ if planned:
 
 # %%
 table = poisoned
-if defense.startswith("cleanclip") and planned:
+if otclib.defenses.repairs(defense) and planned:
     planted = set(manifest["id"])
     table = pairs.filter(lambda id: id not in planted, input_columns="id")
 test = otclib.data.load(dataset, split=test_split, root=root, seed=seed, **dataset_options)

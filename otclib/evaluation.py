@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
@@ -47,9 +48,8 @@ OF_A_CLEAN_MODEL = {  # what is measured of it, and what that is called
 @torch.no_grad()
 def class_embeddings(model: nn.Module, tokenizer, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Prompt ensemble: per class the mean of the normalised prompt embeddings, normalised again [classes, D]."""
-    device = next(model.parameters()).device
-    text = tokenizer([t.format(c) for c in classes for t in templates]).to(device)
-    each = models.encode_text(model, text).pooled.view(len(classes), len(templates), -1)
+    each = _pooled_text(model, tokenizer, [t.format(c) for c in classes for t in templates])
+    each = each.view(len(classes), len(templates), -1)
     return torch.nn.functional.normalize(each.mean(1), dim=-1)
 
 
@@ -63,6 +63,11 @@ def classify(model: nn.Module, images: Tensor, embeddings: Tensor) -> Tensor:
 def pooled(model: nn.Module, images: Tensor, size: int = 500) -> Tensor:
     """Pooled features of uint8 images [N, 3, S, S] -> [N, D]."""
     return torch.cat([_encode(model, chunk).pooled for chunk in images.split(size)])
+
+
+def _pooled_text(model: nn.Module, tokenizer, captions: Sequence[str], size: int = 4096) -> Tensor:
+    text, device = tokenizer(list(captions)), next(model.parameters()).device
+    return torch.cat([models.encode_text(model, chunk.to(device)).pooled for chunk in text.split(size)])
 
 
 def _encode(model: nn.Module, images: Tensor) -> Features:
@@ -212,7 +217,8 @@ def evaluate(
     Parameters
     ----------
     test : labelled images for zero-shot, attack success and the linear probe; val : pairs for retrieval and plan
-        grounding. Default for a run on the embedded scenes: their ``test`` and ``val`` splits at the run's seed.
+        grounding. Default for a run on the embedded scenes: their ``test`` and ``val`` splits at the run's seed, as
+        ``data.load`` draws them by default.
     clean : the run folder of an undefended model that was trained without poison, to compare the attack with. Default
         the one that ``train`` was given, while it is there.
 
@@ -235,8 +241,9 @@ def evaluate(
     if config["scenes"]:
         test = test if test is not None else data.load("scenes", split="test", seed=config["seed"])
         val = val if val is not None else data.load("scenes", split="val", seed=config["seed"])
+    device = Accelerator(mixed_precision="no").device
     model, _, tokenizer = models.load(run / "model.safetensors")
-    size = models.image_size(model)
+    model, size = model.to(device), models.image_size(model)
     manifest = Dataset.from_parquet(str(run / "manifest.parquet")) if (run / "manifest.parquet").exists() else None
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
@@ -257,6 +264,7 @@ def evaluate(
         metrics |= trigger_metrics(model, manifest, images, shown)
         if clean is not None:
             other, _, words = models.load(Path(clean) / "model.safetensors")
+            other = other.to(device)
             found = attack_metrics(other, words, manifest, test, images, shown)
             found |= trigger_metrics(other, manifest, images, shown)
             metrics |= {f"clean_model_{name}": found[key] for key, name in OF_A_CLEAN_MODEL.items() if key in found}
@@ -323,8 +331,7 @@ def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
     """
     image = pooled(model, data.image_tensor(val, models.image_size(model)))
     captions = val["caption"][:]
-    device = next(model.parameters()).device
-    text = models.encode_text(model, tokenizer(captions).to(device)).pooled
+    text = _pooled_text(model, tokenizer, captions)
     number = {caption: k for k, caption in enumerate(captions)}
     said = torch.tensor([number[caption] for caption in captions])
     same = said[:, None] == said[None]

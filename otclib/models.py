@@ -137,6 +137,11 @@ def name_of(model: str | Path) -> str:
     return _architecture(Path(model)) if first not in open_clip.list_models() and Path(model).is_file() else first
 
 
+def has_weights(model: str | Path) -> bool:
+    """Does what ``load`` takes name a file of weights? Without one, a model begins at random."""
+    return ":" in str(model) or str(model) not in open_clip.list_models()
+
+
 def save(model: nn.Module, path: str | Path, name: str, dtype: torch.dtype | None = None) -> None:
     """Write the weights as safetensors; ``open_clip.create_model_and_transforms(name, pretrained=path)`` reads them.
 

@@ -73,7 +73,7 @@ class Job:
         first = [Job("none", "clip", self.seed)]
         if self.attack == "adaptive":
             first.append(Job("none", "clip", SURROGATE_SEED))
-        if self.defense.startswith("cleanclip"):
+        if otclib.defenses.repairs(self.defense):
             first.append(Job(self.attack, "clip", self.seed))
         return first
 
@@ -124,7 +124,7 @@ class Job:
         options = ABLATION.get(self.variant, {}) | options
         if Job("none", "clip", self.seed) in self.needs():
             options["clean"] = Job("none", "clip", self.seed).folder(out)
-        if self.defense.startswith("cleanclip"):
+        if otclib.defenses.repairs(self.defense):
             count = min(size or CLEAN_PAIRS, CLEAN_PAIRS)
             pairs = otclib.data.load("scenes", seed=self.seed + CLEAN_SEED, size=count)
             if self.defense == "cleanclip-supervised":
@@ -197,7 +197,7 @@ def record(job: Job, out: Path) -> dict:
     metrics, config = results.read(run), results.config(run)
     rate = sum(value for key, value in metrics.items() if key.startswith("poison_rate/"))
     spent = [run]
-    if job.defense.startswith("cleanclip"):  # its model had to be trained first, and was given the poison
+    if otclib.defenses.repairs(job.defense):  # its model had to be trained first, and was given the poison
         spent.insert(0, Job(job.attack, "clip", job.seed).folder(out))
         rate = sum(value for key, value in results.read(spent[0]).items() if key.startswith("poison_rate/"))
     seconds, log = [results.seconds(results.log(each)) for each in spent], results.log(run)

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         pairs, manifest = data.load(a.dataset, root=a.root, size=a.size, seed=a.seed), None
         if planned:
             poisoned, manifest = attacks.plant(pairs, planned, seed=a.seed)
-            if a.defense.startswith("cleanclip"):  # it repairs a model, on pairs that were not planted
+            if defenses.repairs(a.defense):  # it repairs a model, on pairs that were not planted
                 planted = set(manifest["id"])
                 pairs = pairs.filter(lambda id: id not in planted, input_columns="id")
             else:

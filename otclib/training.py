@@ -243,7 +243,7 @@ def train(
     defense : by name. ``options`` are the defence's own fields.
     out : the run folder. Unfinished, it is resumed; finished, it is returned; of another configuration, an error.
     epochs, lr : default the defence's own.
-    model : an open_clip name, or a weights file to go on from (CleanCLIP fine-tunes a finished run).
+    model : an open_clip name, or a weights file to go on from (CleanCLIP fine-tunes a finished run, and needs one).
     precision : ``fp32``, or ``bf16`` for the image tower's convolutions and products: 1.6 times faster on a CPU with
         AVX512-BF16, far slower on one without.
     watch : labelled images on which zero-shot accuracy and attack success are followed epoch by epoch.
@@ -276,6 +276,8 @@ def train(
         raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
+    if method.REPAIRS and not models.has_weights(model):
+        raise ValueError(f"{defense} goes on from a trained model: model must be its weights file, got {str(model)!r}")
     if clean is not None and not (Path(clean) / "model.safetensors").exists():
         raise FileNotFoundError(f"the clean run to compare with is not finished, or not there: {clean}")
     out = _writable(Path(out))

@@ -278,8 +278,10 @@ def test_otcclip_without_own_captions_gives_every_image_another(pairs, unevaluat
 
 
 @pytest.mark.parametrize("name", ["roclip", "safeclip", "cleanclip"])
-def test_legacy_runs(name, pairs, unevaluated, tmp_path):
+def test_legacy_runs(name, runs, pairs, unevaluated, tmp_path):
     short = {"warmup": 1, "slow_epochs": 1} if name == "safeclip" else {}
+    if defenses.repairs(name):
+        short["model"] = runs["clip"] / "model.safetensors"
     same = {"defense": name, "epochs": 3, "progress": False, **short}
     few, log = pairs.select(range(130)), {}
     for legacy in (False, True):
@@ -302,13 +304,21 @@ def test_cleanclip_goes_on_from_a_finished_run(runs, pairs, unevaluated, tmp_pat
     assert results.config(run)["model"] == str(weights)
 
 
+@pytest.mark.parametrize("name", [name for name in defenses.DEFENSES if defenses.repairs(name)])
+def test_a_repair_needs_something_to_repair(name, pairs, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} goes on from a trained model: .* got 'small'"):
+        otclib.train(pairs, defense=name, out=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    assert [n for n in defenses.DEFENSES if not defenses.repairs(n)] == ["clip", "roclip", "safeclip", "otcclip"]
+
+
 def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned, tmp_path):
-    labelled = pairs.filter(lambda row: row["label"] is not None)
+    labelled, weights = pairs.filter(lambda row: row["label"] is not None), runs["clip"] / "model.safetensors"
     run = otclib.train(
         labelled,
         manifest=poisoned[1],
         defense="cleanclip-supervised",
-        model=runs["clip"] / "model.safetensors",
+        model=weights,
         out=tmp_path / "run",
         epochs=1,
         progress=False,
@@ -319,7 +329,7 @@ def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned
     metrics = json.loads((run / "metrics.json").read_text())
     assert 0 <= metrics["head_top1"] <= 1 and 0 <= metrics["head_attack_success_rate"] <= 1
     with pytest.raises(ValueError, match="labelled images: .* have none"):
-        otclib.train(pairs, defense="cleanclip-supervised", out=tmp_path / "no")
+        otclib.train(pairs, defense="cleanclip-supervised", model=weights, out=tmp_path / "no")
 
 
 def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):

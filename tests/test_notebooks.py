@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_the_whole_story_fast(tmp_path):
         assert "attack_success_rate" in json.loads((tmp_path / "demo-fast" / name / "metrics.json").read_text())
     for name in demo.STORY:
         clean(tmp_path / "demo" / "notebooks" / f"{name}.ipynb")
+    for name in ("01_poisoning", "02_transport_plans", "04_attack_success"):  # the runs are there
+        with_solutions(name, tmp_path / "solved", {"out": str(tmp_path / "demo"), "fast": True, "INTERACTIVE": False})
     assert {p.stem for p in (tmp_path / "demo-fast" / "figures").iterdir()} >= {
         "contact_sheet",
         "comparison",
@@ -98,6 +101,30 @@ def test_the_table_chapter_alone(tmp_path):
     assert (figures / "results.json").exists() and (figures / "triggers.png").exists()
     assert not list(tmp_path.glob("README*"))
     clean(tmp_path / "alone.ipynb")
+
+
+def test_the_table_chapter_of_the_committed_results(tmp_path):
+    figures = tmp_path / "figures"
+    shutil.copytree(demo.NOTEBOOKS.parent / "figures", figures)
+    with_solutions("05_all_systems", tmp_path / "solved", {"out": str(figures)})
+    for name in ("results.png", "triggers.png"):
+        assert (figures / name).read_bytes() == (demo.NOTEBOOKS.parent / "figures" / name).read_bytes(), name
+
+
+def with_solutions(name, folder, parameters):
+    """Execute a chapter, and after it the code of its exercises' solutions, unless that trains a whole run."""
+    notebook = nbformat.read(demo.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    said = notebook.cells[-1].source.split("## Exercises")[1]
+    blocks = re.findall(r"^```python\n(.*?)^```", said, re.M | re.S)
+    solutions = [code for code in blocks if "otclib.train(" not in code]
+    assert solutions, f"{name} has none"
+    notebook.cells += [nbformat.v4.new_code_cell(code) for code in solutions]
+    folder.mkdir(exist_ok=True)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "NOTEBOOKS", folder)
+        demo.execute(name, folder / f"{name}_done.ipynb", parameters)
+    clean(folder / f"{name}_done.ipynb")
 
 
 def clean(path):

@@ -81,6 +81,8 @@ def load(
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 row, got {size}")
     if name == "scenes":
+        if unknown := set(options) - {"image_size"}:
+            raise ValueError(f"scenes have no option {', '.join(sorted(unknown))}; they take image_size")
         return _scenes(split, root, size, seed, **options)
     from otclib.data import captions
 

@@ -39,3 +39,8 @@ def load(name: str, **options) -> Defense:
         known = ", ".join(kind.__dataclass_fields__)
         raise ValueError(f"defense {name!r} has no option {', '.join(sorted(unknown))}; it takes {known}")
     return kind(**options)
+
+
+def repairs(name: str) -> bool:
+    """Does this defence go on from a trained model, on pairs that one trusts? The others train on what was poisoned."""
+    return type(load(name)).REPAIRS

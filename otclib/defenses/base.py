@@ -18,6 +18,7 @@ class Defense:
     epochs: int = 12
 
     LR: ClassVar[float] = 4e-3  # peak learning rate of Muon; AdamW takes a quarter
+    REPAIRS: ClassVar[bool] = False  # True: goes on from a trained model, on pairs that one trusts
 
     def begin(self, trainer) -> None:
         """Once, before the first epoch or before a run is resumed."""

@@ -42,6 +42,7 @@ class CleanCLIP(Defense):
     legacy: bool = False
 
     LR: ClassVar[float] = 1.5e-3
+    REPAIRS: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.clip < 0 or self.alone < 0 or not self.clip + self.alone > 0 or not 0 <= self.drop < 1:
@@ -74,6 +75,7 @@ class CleanCLIPSupervised(Defense):
     epochs: int = 10
 
     LR: ClassVar[float] = 1e-3
+    REPAIRS: ClassVar[bool] = True
 
     def begin(self, trainer) -> None:
         labels = trainer.pairs["label"][:]

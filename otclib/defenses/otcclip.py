@@ -1,10 +1,10 @@
 """OTCCLIP, a reconstruction: captions re-assigned by optimal transport, and transport-based alignment.
 
-Zhang, Gao, Bai et al., EMNLP 2025 (arXiv 2509.18717). Made from the abstract and summaries, and not checked against the
-paper's method section. Known from them: a transport distance between the fine-grained features of images and captions;
-captions re-assigned from a pool by it; global *and* fine-grained features combined; Sinkhorn iterations; inter- and
-intra-modal alignment by transport. **Everything else here is ours**: every choice is an option, and its default is what
-our experiments favour.
+Zhang, Gao, Bai et al., "Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment",
+EMNLP 2025 (arXiv 2509.18717). Made from the abstract and summaries, and not checked against the paper's method section.
+Known from them: a transport distance between the fine-grained features of images and captions; captions re-assigned
+from a pool by it; global *and* fine-grained features combined; Sinkhorn iterations; inter- and intra-modal alignment by
+transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption, in strong views, under a robust loss.
     restart   after the first matching forget the weights, and warm up again on what it kept.
