@@ -1,5 +1,6 @@
 """The book: the executed notebooks and the docstrings, as a static site (``make book``)."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -8,33 +9,49 @@ BOOK = Path(__file__).parent
 sys.path.insert(0, str(BOOK.parent))
 
 project, author, copyright = "otclib", "the otclib authors", "the otclib authors, MIT licence"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-mathjax-offline"]
 html_theme, html_title = "sphinx_book_theme", "otclib"
-html_theme_options = {"home_page_in_toc": True, "show_toc_level": 2}
+html_theme_options = {"home_page_in_toc": True, "show_toc_level": 2, "navbar_persistent": []}
+html_static_path, html_css_files = ["static"], ["wide.css"]
 exclude_patterns = ["_build"]
 
 nb_execution_mode = "off"  # they carry the outputs of a real run
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables
 myst_enable_extensions = ["dollarmath"]
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"  # shapes and units are in the text
-napoleon_google_docstring = False
+autodoc_inherit_docstrings = False
 
 
 def setup(app) -> None:
-    app.connect("autodoc-process-docstring", as_written, priority=400)
+    app.connect("autodoc-process-docstring", as_written)
 
 
 def as_written(app, what, name, obj, options, lines: list[str]) -> None:
-    """An indented block after a blank line is code, a table or an equation: it is shown as it stands."""
-    out = []
+    """Docstrings as they are written: underlined sections, and code, tables or equations in indented blocks.
+
+    Before the first section, an indented block after a blank line is shown as it stands. In a section, "names : text"
+    is an item, and its text goes on in indented lines.
+    """
+    out, section = [], None
     for k, line in enumerate(lines):
-        begins = line.startswith("    ") and k and not lines[k - 1].strip()
-        above = next((x for x in reversed(out) if x.strip()), "")
-        if begins and not above.startswith("    ") and not above.endswith("::"):
-            out += ["::", ""]
-        out.append(line)
+        if k + 1 < len(lines) and re.fullmatch("-{3,}", lines[k + 1]):
+            section = line
+            out += [f"**{line}**", ""]
+        elif section is not None:
+            item = re.match(r"(\S.*?) : (.*)", line)
+            if item:
+                out += [f"``{item[1]}``", f"    {item[2]}"]
+            elif not re.fullmatch("-{3,}", line):
+                out.append(line)
+        else:
+            begins = line.startswith("    ") and k and not lines[k - 1].strip()
+            above = next((x for x in reversed(out) if x.strip()), "")
+            if begins and not above.startswith("    ") and not above.endswith("::"):
+                out += ["::", ""]
+            out.append(line)
     lines[:] = out
 
 

@@ -16,7 +16,9 @@
 # $n$ costs $C_{nm} = 1 - \langle x_n, y_m\rangle$, and the **plan** says how much of word $m$ is carried to place $n$:
 #
 # $$ P \;=\; \arg\min_{P\ge 0}\;\langle P, C\rangle - \varepsilon H(P) \qquad\text{with}\quad P\mathbf 1 = a,\quad
-# P^\top\mathbf 1 = b, \qquad H(P) = -\sum_{nm} P_{nm}(\log P_{nm} - 1). $$
+# P^\top\mathbf 1 = b, $$
+#
+# $$ H(P) = -\sum_{nm} P_{nm}(\log P_{nm} - 1). $$
 #
 # | symbol | what it is | in the code |
 # |---|---|---|

@@ -43,6 +43,8 @@ def execute(name: str, target: Path, parameters: dict) -> None:
         part_of.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("remove-cell")  # from the book: that nobody sat there is no news to its readers
         if "outputs" in cell:
             cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", []):

@@ -152,3 +152,6 @@ def test_the_book_builds_without_a_warning(tmp_path):
     for page in ("index", "notebooks/00_start", "notebooks/explorer", "api/transport", "search"):
         assert (tmp_path / "book" / f"{page}.html").exists(), page
     assert "Cuturi" in (tmp_path / "book" / "api" / "transport.html").read_text(), "the docstrings are in it"
+    table = (tmp_path / "book" / "notebooks" / "05_all_systems.html").read_text()
+    assert table.count("<table") >= 4 and "|---|" not in table and "|—|" not in table
+    assert 'src="../_static/mathjax/' in table and (tmp_path / "book" / "_static" / "mathjax").is_dir(), "without a network"
