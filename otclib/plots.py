@@ -104,29 +104,38 @@ def triggers(plain: np.ndarray, triggered: Mapping[str, np.ndarray]) -> Figure:
     return fig
 
 
-def learning_curves(logs: Mapping[str, Sequence[Mapping]]) -> Figure:
-    """Per epoch: zero-shot accuracy, backdoor success and targets hit, one line per run."""
-    panels = (
-        ("zero_shot_top1", "zero-shot accuracy", 100, "%"),
-        ("attack_success_rate", "backdoor success (ASR)", 100, "%"),
-        ("targets_hit", "targeted images hit", 1, "of 16"),
-    )
-    fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.9))
-    for ax, (key, title, factor, unit) in zip(axes, panels):
+def learning_curves(logs: Mapping[str, Sequence[Mapping]], loss: bool = False) -> Figure:
+    """Per epoch, one line per run: zero-shot accuracy, backdoor success, targets hit, so far as they were measured.
+
+    ``loss``: the sum of the loss's parts before them. Of a run without any labelled image there is nothing else.
+    """
+    lines = [line for log in logs.values() for line in log]
+    targets = max((line["targets"] for line in lines if "targets" in line), default=0)
+    panels = [
+        ("zero_shot_top1", "zero-shot accuracy", "%", 100, 100),
+        ("attack_success_rate", "backdoor success (ASR)", "%", 100, 100),
+        ("targets_hit", "targeted images hit", f"of {targets}", 1, targets),
+    ]
+    panels = [panel for panel in panels if any(line.get(panel[0]) is not None for line in lines)]
+    if loss or not panels:
+        panels.insert(0, ("loss", "loss", "sum of its parts", 1, None))
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 2.9), squeeze=False)
+    for ax, (key, title, unit, factor, top) in zip(axes[0], panels):
         for name, log in logs.items():
-            points = [(line["epoch"], factor * line[key]) for line in log if line.get(key) is not None]
+            if key == "loss":
+                points = [(line["epoch"], sum(v for k, v in line.items() if k.startswith("loss/"))) for line in log]
+            else:
+                points = [(line["epoch"], factor * line[key]) for line in log if line.get(key) is not None]
             if points:
                 ax.plot(*zip(*points), marker="o", markersize=4, color=LINE.get(name), label=NAME.get(name, name))
-        ax.set(
-            title=title,
-            xlabel="epoch",
-            ylabel=unit,
-            ylim=(-0.03 * max(factor, 16), 1.05 * (factor if factor > 1 else 16)),
-            yticks=np.linspace(0, factor if factor > 1 else 16, 5),
-        )
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(title=title, xlabel="epoch", ylabel=unit)
+        if top:
+            ax.set(ylim=(-0.03 * top, 1.05 * top), yticks=np.linspace(0, top, 5))
+        else:
+            ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _clean_axes(ax)
-    axes[0].legend(fontsize=8, frameon=False)
+    axes[0, 0].legend(fontsize=8, frameon=False)
     fig.tight_layout()
     return fig
 

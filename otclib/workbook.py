@@ -78,7 +78,7 @@ class Curves:
         import matplotlib.pyplot as plt
         from IPython.display import display
 
-        figure = plots.learning_curves(logs)
+        figure = plots.learning_curves(logs, loss=True)
         plt.close(figure)  # or the notebook would show it once more
         if self._shown is None:
             self._shown = display(figure, display_id=True)

@@ -16,6 +16,7 @@ LOG = [
         "zero_shot_top1": e / 5,
         "attack_success_rate": None,
         "targets_hit": e,
+        "targets": 16,
         "clean_named": 0.9,
         "poison_named": 0.1 * e,
         "distinct_captions": 0.8,
@@ -52,6 +53,17 @@ RUNS = [
     {"defense": "otcclip", "attack": "wanet", "by_epoch": {"asr": [None, 0.1]}},
     {"defense": "otcclip", "attack": "targeted", "by_epoch": {}},
 ]
+
+
+def test_curves_of_what_was_measured():
+    measured = [{"epoch": 1, "loss/contrastive": 3.0, "loss/inter": 1.0, "attack_success_rate": None}]
+    titles = lambda figure: [ax.get_title() for ax in figure.axes]  # noqa: E731
+    only = plots.learning_curves({"mine": measured})
+    assert titles(only) == ["loss"] and only.axes[0].lines[0].get_ydata().tolist() == [4.0]
+    log = [line | {"targets": 12} for line in LOG]
+    figure = plots.learning_curves({"clip": log}, loss=True)
+    assert titles(figure) == ["loss", "zero-shot accuracy", "targeted images hit"]
+    assert figure.axes[2].get_ylabel() == "of 12"
 
 
 @pytest.mark.parametrize(
