@@ -34,8 +34,8 @@ figures: setup  # the numbers of the README: three seeds of both systems, about 
 table: setup  # every system against every attack, three seeds: 4 hours on two cores; it resumes, and LIMIT=60 stops it
 	$(BIN)/python -m otclib.table --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
 
-ablation: setup  # OTCCLIP with one part missing at a time, three seeds: 90 minutes on two cores
-	$(BIN)/python -m otclib.table --ablation --publish $(if $(LIMIT),--limit $(LIMIT))
+ablation: setup  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores
+	$(BIN)/python -m otclib.table --ablation --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
 
 dose: setup  # the undefended model on more and more poison, three seeds: 45 minutes on two cores
 	$(BIN)/python -m otclib.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 01_poisoning

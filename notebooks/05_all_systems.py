@@ -118,8 +118,8 @@ fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 # %% [markdown]
 # ## What each part of OTCCLIP does
 #
-# One part missing at a time, with the targeted attack and BadNets in one set. *Global only* compares and aligns pooled
-# features alone: what is left when transport is taken out altogether.
+# One part missing or changed at a time, with the targeted attack and BadNets in one set. *Global only* compares and aligns pooled
+# features alone: what is left when transport is taken out altogether. The last four are parts that we added.
 
 # %%
 if (figures / "ablation.json").exists():

@@ -5,7 +5,7 @@
     figures/results.md, figures/*.png           what is made of them; with --publish, the README's section too
 
 It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
-with one part missing at a time instead, into ``runs/ablation`` and ``figures/ablation.json``; with ``--dose`` the
+with one part missing or changed at a time instead, into ``runs/ablation`` and ``figures/ablation.json``; with ``--dose`` the
 undefended model on more and more poison, into ``runs/dose`` and ``figures/dose.json``. The attack ``sig`` (much
 like ``blended`` here) and ``cleanclip-supervised`` (which leaves a linear head, not a CLIP model) are run on demand:
 ``--attacks sig --defenses clip cleanclip-supervised``.
@@ -44,6 +44,10 @@ ABLATION = {
     "no intra-modal loss": {"intra": 0.0},
     "global only": {"global_weight": 1.0, "inter": 0.0, "intra": 0.0},
     "captions always re-assigned": {"own": False},
+    "no restart": {"restart": False},
+    "no robust loss": {"q": 0.0},
+    "no strong views": {"strong": False},
+    "16 epochs instead of 10": {"epochs": 16},
 }
 BY_EPOCH = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")  # kept of each run
 DOSES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)  # times the copies and the rate that the attacks have by default
@@ -226,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--defenses", nargs="+", default=list(DEFENSES))
     p.add_argument("--attacks", nargs="+", default=list(ATTACKS))
     p.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    p.add_argument("--ablation", action="store_true", help="OTCCLIP with one part missing at a time, instead")
+    p.add_argument("--ablation", action="store_true", help="OTCCLIP with one part missing or changed at a time, instead")
     p.add_argument("--dose", action="store_true", help="the undefended model on more and more poison, instead")
     p.add_argument("--workers", type=int, help="runs at a time; default one per core, on a GPU one")
     p.add_argument("--limit", type=float, metavar="MINUTES", help="start no run after so many minutes")
