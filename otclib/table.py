@@ -5,10 +5,10 @@
     figures/results.md, figures/*.png           what is made of them; with --publish, the README's section too
 
 It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
-with one part missing or changed at a time instead, into ``runs/ablation`` and ``figures/ablation.json``; with ``--dose`` the
-undefended model on more and more poison, into ``runs/dose`` and ``figures/dose.json``. The attack ``sig`` (much
-like ``blended`` here) and ``cleanclip-supervised`` (which leaves a linear head, not a CLIP model) are run on demand:
-``--attacks sig --defenses clip cleanclip-supervised``.
+with one part missing or changed at a time instead, into ``runs/ablation`` and ``figures/ablation.json``; with
+``--dose`` the undefended model on more and more poison, into ``runs/dose`` and ``figures/dose.json``. The attack
+``sig`` (much like ``blended`` here) and ``cleanclip-supervised`` (which leaves a linear head, not a CLIP model) are run
+on demand: ``--attacks sig --defenses clip cleanclip-supervised``.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ SEEDS = (0, 1, 2)
 SURROGATE_SEED = 100  # the adaptive attacker's own model is trained on other scenes than the victim
 CLEAN_SEED, CLEAN_PAIRS = 1000, 2000  # CleanCLIP fine-tunes on scenes of seed + 1000
 
-ABLATION = {
+PARTS = {  # of the paper's
     "full": {},
     "no transport in matching": {"global_weight": 1.0},
     "no inter-modal loss": {"inter": 0.0},
     "no intra-modal loss": {"intra": 0.0},
     "global only": {"global_weight": 1.0, "inter": 0.0, "intra": 0.0},
     "captions always re-assigned": {"own": False},
+}
+ADDED = {  # what is ours
     "no restart": {"restart": False},
     "no robust loss": {"q": 0.0},
     "no strong views": {"strong": False},
     "16 epochs instead of 10": {"epochs": 16},
 }
+ABLATION = PARTS | ADDED
 BY_EPOCH = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")  # kept of each run
 DOSES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)  # times the copies and the rate that the attacks have by default
 
@@ -230,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--defenses", nargs="+", default=list(DEFENSES))
     p.add_argument("--attacks", nargs="+", default=list(ATTACKS))
     p.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    p.add_argument("--ablation", action="store_true", help="OTCCLIP with one part missing or changed at a time, instead")
+    p.add_argument("--ablation", action="store_true", help="OTCCLIP, one part missing or changed at a time, instead")
     p.add_argument("--dose", action="store_true", help="the undefended model on more and more poison, instead")
     p.add_argument("--workers", type=int, help="runs at a time; default one per core, on a GPU one")
     p.add_argument("--limit", type=float, metavar="MINUTES", help="start no run after so many minutes")
@@ -245,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
         otclib.attacks.load(name)
     both = "targeted+badnets"
     if a.ablation:
-        kind, todo = "ablation", [Job(both, "otcclip", seed, variant) for seed in a.seeds for variant in ABLATION]
+        kind, parts = "ablation", (PARTS, ADDED)
+        todo = [Job(both, "otcclip", seed, variant) for some in parts for seed in a.seeds for variant in some]
     elif a.dose:
         kind, todo = "dose", [Job(both, "clip", seed, dose=dose) for seed in a.seeds for dose in DOSES]
     else:
