@@ -116,6 +116,13 @@ lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not
 fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 
 # %% [markdown]
+# **OTCCLIP's accuracy is lost on lookalikes.** Of the 3.2 % of the test images that its 18 runs misread a third are snowflakes,
+# umbrellas and aeroplanes, taken for atoms and wheels, clouds, and suns. They are also parted from their captions more often
+# than others: over the 42 classes, the share of pairs that did not keep their caption at the end and the share of images that are misread
+# go together (rank correlation 0.76). To be *near*, a caption has to be among the nearest 3 % of a pool, and about as many of its captions
+# name any one class: a class that is not yet told from its lookalike is parted, and then seen less.
+
+# %% [markdown]
 # ## What each part of OTCCLIP does
 #
 # One part missing or changed at a time, with the targeted attack and BadNets in one set. *Global only* compares and aligns pooled
