@@ -31,7 +31,7 @@ book: setup  # the chapters and the docstrings as a site, in book/_build
 figures: setup  # the numbers of the README: three seeds of both systems, about 35 minutes on two cores
 	$(BIN)/python -m otclib.seeds --publish
 
-table: setup  # every system against every attack, three seeds: 4 hours on two cores; it resumes, and LIMIT=60 stops it
+table: setup  # every system against every attack, three seeds: 5 hours on two cores; it resumes, and LIMIT=60 stops it
 	$(BIN)/python -m otclib.table --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
 
 ablation: setup  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores

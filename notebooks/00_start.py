@@ -36,9 +36,11 @@
 # | zero-shot accuracy | share of test images whose nearest class name (averaged over prompts, "a photo of a …") is the right one |
 # | ASR | attack success rate: share of triggered test images that are called the attacker's class (chapter 4) |
 # | targets hit | how many of the sixteen targeted images are called what the attacker wants |
-# | R@1 | recall at 1: for how many images (captions) the nearest caption (image) of the test set is their own |
+# | R@1 | recall at 1: for how many of 1,000 held-out images (captions) the nearest caption (image) is their own, or one of the same words |
 # | linear probe | accuracy of a logistic regression on the frozen image features |
-# | poison AUROC | how often a planted pair's distance is larger than a clean pair's; 0.5 is chance |
+# | poison AUROC | how often a planted pair's distance (as the system itself measures it) is larger than a clean pair's; 0.5 is chance |
+# | mass on object / chance | how much of an object word's mass a plan puts into the object's box, over what an even spread would (chapter 2) |
+# | pointing | for how many such words the heaviest place lies in the box |
 # | backdoor z-score | by how many standard deviations triggered images lie closer together than images do (Carlini & Terzis) |
 
 # %% tags=["parameters"]
@@ -85,7 +87,7 @@ fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image 
 # %% [markdown]
 # ## 2. Train on it, undefended
 #
-# Zero-shot accuracy rises as it should. It ends a point or two below that of a model trained on clean pairs, which nobody
+# Zero-shot accuracy rises as it should. It ends two or three points below that of a model trained on clean pairs, which nobody
 # notices who has no such model. The two other curves tell. (Stop whenever you like: run the cell again, and it goes on where
 # it was.)
 

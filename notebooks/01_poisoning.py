@@ -123,22 +123,24 @@ else:
 # - BadNets stamps 61 images and rewrites their captions; the targeted attack takes 16 pairs out and puts 256 in, sixteen
 #   captions for each image. No code is broken into.
 # - Our set is small, so the shares are large. On millions of pairs Carlini & Terzis needed 0.0001 % (targeted) and 0.01 % (a
-#   patch); the code of RoCLIP and SafeCLIP plants 0.05 % to 0.8 %.
+#   patch); what the other papers and their code planted lies between 0.01 % and 0.8 %.
 # - The manifest is written beside every run, so that every success rate can be traced to the pairs behind it.
 #
 # ## Exercises
 #
-# 1. Load `badnets` with `patch=0.06`. At which size can you no longer find the patch with the naked eye?
+# 1. Load `badnets` with a smaller `patch`. At which size can you no longer find it with the naked eye?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# small = otclib.attacks.load("badnets", patch=0.06).trigger(images)
-# plots.trigger(images.permute(0, 2, 3, 1).numpy(), small.permute(0, 2, 3, 1).numpy())
+# for patch in (0.09, 0.06, 0.03):
+#     small = otclib.attacks.load("badnets", patch=patch).trigger(images)
+#     plots.trigger(images.permute(0, 2, 3, 1).numpy(), small.permute(0, 2, 3, 1).numpy())
 # ```
 #
-# 0.06 of 64 pixels are four. On a plain ground one still finds it, on gravel hardly: what hides a trigger is the texture
-# around it, which is why `blended` and `wanet` go for the whole image instead.
+# They are six, four and two pixels wide. At four one still finds it on a plain ground and hardly on gravel, at two nowhere
+# unless one knows where to look: what hides a trigger is the texture around it, which is why `blended` and `wanet` go for
+# the whole image instead.
 #
 # </details>
 #
@@ -148,8 +150,8 @@ else:
 # <details><summary>Solution</summary>
 #
 # ```python
-# target = manifest[0]["original_caption"]
-# [row["poison_caption"] for row in manifest if row["original_caption"] == target]
+# image = lambda row: row["id"].rsplit("+", 1)[0]  # without the number of the copy
+# [row["poison_caption"] for row in manifest if image(row) == image(manifest[0])]
 # ```
 #
 # They are captions of other pairs that name the wanted class, nine or more different ones for an image. A single caption would
@@ -158,7 +160,7 @@ else:
 #
 # </details>
 #
-# 3. Count words, and pairs of words, in clean and in planted captions. Could you find the poison by its captions alone?
+# 3. Count pairs of neighbouring words in clean and in planted captions. Could you find the poison by its captions alone?
 #
 # <details><summary>Solution</summary>
 #

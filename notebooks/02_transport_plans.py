@@ -244,12 +244,14 @@ fig
 # <details><summary>Solution</summary>
 #
 # ```python
-# texts = otclib.models.encode_text(network, tokenizer([row["caption"]]))
-# image = otclib.models.encode_image(network, preprocess(row["image"])[None])
-# cost = 1 - image.tokens[0] @ texts.tokens[0].T
-# b = texts.mask[0].float()
-# b[spans.index(word)] *= 3  # in the small model a word is a token
-# plan = sinkhorn(cost, None, b, reg=reg).plan
+# with torch.no_grad():
+#     said = otclib.models.encode_text(network, tokenizer([row["caption"]]))
+#     seen = otclib.models.encode_image(network, preprocess(row["image"])[None])
+# C = 1 - seen.tokens[0] @ said.tokens[0].T
+# b = said.mask[0].float()
+# b[word.first : word.last] *= 3  # a word may be several tokens
+# plan = sinkhorn(C, None, b, reg=reg).plan
+# print({s.text: round(float(plan[:, s.first : s.last].sum()), 3) for s in spans})
 # ```
 #
 # Weights are scaled to sum 1, so of $M$ words this one now gives $3/(M+2)$, and must fill as many places: once its object is

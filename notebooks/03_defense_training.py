@@ -17,7 +17,9 @@
 # $$ d(i,j) \;=\; w\,\bigl(1-\langle f_i, g_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle . $$
 #
 # A pair is **near** when its caption is among the nearest 3 % of a pool of captions for this image, *and* its image among the
-# nearest 3 % of a pool of images for this caption. What becomes of the pairs:
+# nearest 3 % of a pool of images for this caption. To ask it of 12,000 pairs in seconds, the 64 places of an image are
+# averaged to 16, and of the pool's 512 captions (images) those 16 that pooled and mean features find most alike are solved by
+# transport. What becomes of the pairs:
 #
 # | epochs | |
 # |---|---|
@@ -32,7 +34,8 @@
 # $$ L \;=\; L_{\mathrm{CLIP}} + \lambda\,L_{\mathrm{inter}} + \mu\,L_{\mathrm{intra}}, \qquad
 # L_{\mathrm{CLIP}} = -\tfrac1B\sum_i \omega_i \log p_i, \qquad \omega_i \propto p_i^{\,q}, \quad \tfrac1B\sum_i\omega_i = 1 $$
 #
-# (the mean of that for images among captions and for captions among images).
+# (the mean of that for images among captions and for captions among images), with $p_i$ the $i$-th of
+# $\mathrm{softmax}_j\bigl(s\,\langle f_i, g_j\rangle\bigr)$. The transport losses see 16 of the batch's 64 pairs and have no weights $\omega$.
 #
 # | symbol | what it is | in the code |
 # |---|---|---|
@@ -41,9 +44,10 @@
 # | $w$ | weight of the whole | `global_weight` |
 # | 3 %, pool | how near is near, and among how many | `keep`, `pool` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
+# | $s$ | CLIP's learned scale, the inverse of its temperature | `trainer.scale` |
 # | $q$ | how much improbable pairs are doubted: from 0.5 to 1 over a warm-up, then 1 | `q` |
-# | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions | `losses.inter_modal`, `inter` |
-# | $L_{\mathrm{intra}}$, $\mu$ | the same, over two views of an image, and of a caption | `losses.intra_modal`, `intra` |
+# | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions; $\lambda = 0.5$ | `losses.inter_modal`, `inter`, `fine_batch` |
+# | $L_{\mathrm{intra}}$, $\mu$ | the same, over two views of an image, and of a caption; $\mu = 0.25$ | `losses.intra_modal`, `intra` |
 #
 # The warm-up must not learn the poison, or the poison is near too. Two things keep it out. A caption that contradicts what the
 # image shows is improbable as soon as objects are known, and $\omega$ hardly lets it be heard. And the warm-up sees strong views
@@ -51,8 +55,9 @@
 # of the trigger is learned all the same, the restart forgets it: what passed the first matching is too little to be learned
 # again.
 #
-# **This is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and not checked against its method section.
-# Which captions may stay, the pool, the weights and the schedule are ours; `otclib/defenses/otcclip.py` says which.
+# **This is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary, and not checked
+# against its method section. Which captions may stay, the pool, the weights and the schedule are ours;
+# `otclib/defenses/otcclip.py` says what is known from whom.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load

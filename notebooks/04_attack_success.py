@@ -96,12 +96,12 @@ Markdown(results.table(runs.values()))
 # %% [markdown]
 # ## Summary
 #
-# - Undefended, both attacks succeed. Zero-shot accuracy loses a point or two by it, which is no alarm to anyone who has no clean
-#   model to compare with.
+# - Undefended, both attacks succeed. Zero-shot accuracy loses two or three points by it, which is no alarm to anyone who has no
+#   clean model to compare with.
 # - OTCCLIP (our reconstruction) takes it away from the attacker. What it pays is in the table: more seconds per epoch,
-#   for transport losses and matching, and captions that are found less often (R@1).
-# - The attacker no longer gets *his* class, but most triggered images are still misread, more of them than by a model that never
-#   saw poison (chapter 5 has that one beside it).
+#   for transport losses and matching; captions that are found less often (R@1); a weaker probe on digits.
+# - The attacker no longer gets *his* class, but most triggered images are still misread. So they are by a model that never
+#   saw poison (chapter 5 has that one beside it): the patch hides something.
 # - One seed is an anecdote: `make figures` runs three.
 #
 # ## Exercises
@@ -120,7 +120,7 @@ Markdown(results.table(runs.values()))
 # ```
 #
 # Images of the target class are called the target without any attack, so leaving them in *raises* the rate of a model that
-# resists: with 42 classes from 0 to about 2 %. On a model that was taken in it changes next to nothing.
+# resists, by at most the target's share of the images: one in 42, 2.4 %. On a model that was taken in it changes next to nothing.
 #
 # </details>
 #
@@ -128,8 +128,9 @@ Markdown(results.table(runs.values()))
 #
 # <details><summary>Solution</summary>
 #
-# The table above marks the attacker's hits in bold; `targets_right` in `metrics.json` counts the images that are called what
-# they show. With sixteen images, be slow to see a pattern: train another seed (`-p seed 1`) and look whether it returns.
+# Read the table above: the attacker's hits are in bold, and what is neither bold nor what the image shows is a plain mistake;
+# `targets_right` in `metrics.json` counts the right ones. There are none, or one: with sixteen images and so few exceptions,
+# be slow to see a pattern. Train another seed (`-p seed 1`) and look whether it returns.
 #
 # </details>
 #

@@ -31,6 +31,7 @@ from pathlib import Path
 import otclib
 from IPython.display import Markdown
 from otclib import compare, plots, table
+from scipy.stats import spearmanr
 
 if fast:
     out = f"{out}-fast"
@@ -99,8 +100,9 @@ Markdown(compare.claims(records))
 #
 # **What is not kept is not learned; what is kept may be.** SafeCLIP and OTCCLIP decide which pairs may stay. Both ask whether image
 # and caption agree, and so they find captions that are *wrong*. The captions of the label-consistent attack are right: most are
-# kept, and no comparison of an image with its caption, by transport or by cosine, could tell them. Of the adaptive attacker's
-# captions half the words are right; a part of them is kept.
+# kept, and no comparison of an image with its caption, by transport or by cosine, could tell them. Half of the adaptive
+# attacker's captions name the image's own object beside the target; a part of them is kept. (His model for choosing words
+# was trained without a defence. One trained under OTCCLIP would make him stronger.)
 
 # %%
 sorting = [r for r in records if r["defense"] in ("safeclip", "otcclip") and r["attack"] != "none"]
@@ -109,18 +111,28 @@ if sorting:
 
 # %% [markdown]
 # **RoCLIP's success depends on when one stops.** It matches in epochs 6, 8, 10 and 12; in the others every image has its own
-# caption, and the trigger is learned again. The longer it trains, the less a matching epoch undoes.
+# caption, and the trigger is learned again. Late matching undoes little, and must: the learning rate falls along a cosine, to
+# 16 % of its peak before epoch 10 and to 2 % before epoch 12, so the last word is that of the epochs before.
 
 # %%
 lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not in ("none", "targeted")]
 fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 
 # %% [markdown]
-# **OTCCLIP's accuracy is lost on lookalikes.** Of the 3.2 % of the test images that its 18 runs misread a third are snowflakes,
-# umbrellas and aeroplanes, taken for atoms and wheels, clouds, and suns. They are also parted from their captions more often
-# than others: over the 42 classes, the share of pairs that did not keep their caption at the end and the share of images that are misread
-# go together (rank correlation 0.76). To be *near*, a caption has to be among the nearest 3 % of a pool, and about as many of its captions
-# name any one class: a class that is not yet told from its lookalike is parted, and then seen less.
+# **OTCCLIP's accuracy is lost on lookalikes.** A few classes that look like another one make a large part of its mistakes, and
+# the clean pairs of these classes are also parted from their captions most often. To be *near*, a caption has to be among the
+# nearest 3 % of a pool, and about as many of its captions name any one class: a class that is not yet told from its lookalike is
+# parted, and then seen less. Which is cause and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
+
+# %%
+if (figures / "classes.json").exists():
+    classes = json.loads((figures / "classes.json").read_text())
+    fig = plots.lookalikes(classes)
+    fig.savefig(figures / "lookalikes.png", dpi=150)
+    parted, misread = ([of[some] / of[all_] for of in classes.values()] for some, all_ in (("parted", "pairs"), ("misread", "images")))
+    wrong = [of["misread"] for of in classes.values()]
+    print(f"misread {100 * sum(wrong) / sum(of['images'] for of in classes.values()):.1f} % of the images, {100 * sum(wrong[:3]) / sum(wrong):.0f} % of them "
+          f"in three classes; rank correlation {spearmanr(parted, misread).statistic:.2f}")
 
 # %% [markdown]
 # ## What each part of OTCCLIP does
@@ -156,9 +168,9 @@ else:
 # list(enumerate(run["by_epoch"]["attack_success_rate"], 1))
 # ```
 #
-# It falls in matching epochs (6, 8, 10, 12), the later the less, and rises again in the ones between, where every image has its
-# own caption. A single number depends on where one stops; report the last epoch *and* the range over the last few, and say
-# how the last one was chosen.
+# On most seeds it falls in matching epochs (6, 8, 10, 12), the later the less, and rises again in the ones between, where every
+# image has its own caption. A single number depends on where one stops; report the last epoch *and* the range over the last
+# few, and say how the last one was chosen.
 #
 # </details>
 #
@@ -166,13 +178,15 @@ else:
 #
 # <details><summary>Solution</summary>
 #
-# See the clean model's column of the second table. Where a model that never saw poison fails on triggered images, the trigger destroys
-# what the image shows; a high ASR then says that the model has learned where to go when it sees nothing else, and not that
-# the trigger overrules a visible object.
+# The clean model's column of the second table says it: label-consistent, whose four patches leave it hardly any, and then
+# blended. Where a model that never saw poison fails on triggered images, the trigger destroys what it can see in them; a high
+# ASR then says that the model has learned where to go when it sees nothing else, and not that the trigger overrules a
+# visible object.
 #
 # </details>
 #
-# 3. Plant BadNets at twice its share and train `safeclip` with `grow=0.1`. What do you pay for the faster safe set?
+# 3. Plant BadNets at twice its share and train `safeclip` with its own `grow` and with `grow=0.1`. What do you pay for the faster
+#    safe set?
 #
 # <details><summary>Solution</summary>
 #
@@ -180,11 +194,13 @@ else:
 # from otclib import results
 # pairs = otclib.data.load("scenes", seed=11)
 # poisoned, manifest = otclib.attacks.plant(pairs, [otclib.attacks.load("badnets", rate=0.01)], seed=11)
-# run = otclib.train(poisoned, manifest=manifest, defense="safeclip", out="../runs/grow", seed=11, grow=0.1)
-# [(line["epoch"], line.get("safe"), line["poison_kept"]) for line in results.log(run)]
+# for name, options in (("slow", {}), ("fast", {"grow": 0.1})):
+#     run = otclib.train(poisoned, manifest=manifest, defense="safeclip", out=f"../runs/grow/{name}", seed=11, **options)
+#     print(name, [(line["epoch"], line.get("safe"), line["poison_kept"]) for line in results.log(run)])
 # ```
 #
-# Pairs enter the safe set before the model has learned to tell them. SafeCLIP's authors saw the same: an increment of 5 % an
-# epoch instead of 1 % let 7 of 16 targets through instead of 1 (their notebooks: 43.75 and 6.25 %).
+# Compare `poison_kept` at equal `safe`, on more than one seed: the faster the set grows, the sooner pairs enter it that the
+# model has not yet learned to tell. SafeCLIP's authors saw it: an increment of 5 % an epoch instead of 1 % let 7 of 16 targets
+# through instead of 1 (their notebooks: 43.75 and 6.25 %).
 #
 # </details>

@@ -14,16 +14,18 @@
 # Every table has the columns `id`, `image`, `caption` and `label` (a class name, or nothing). These are read from a copy on
 # your disk:
 #
-# | `dataset` | what lies in `root` |
-# |---|---|
-# | `csv` | a CSV or TSV file with a header, paths and captions; `label_column` if there are classes |
-# | `coco` | `annotations/captions_train2017.json` and the images; labels from the instances |
-# | `visual-genome` | `region_descriptions.json` and the images |
-# | `cc3m` | the TSV of captions and the images, or img2dataset's output |
-# | `webdataset` | tars of samples |
-# | `hub` | a data set saved by Hugging Face's `datasets` |
+# | `dataset` | what lies in `root` | labels |
+# |---|---|---|
+# | `csv` | a CSV or TSV file with a header, paths and captions | `{"label_column": "label"}` |
+# | `coco` | `annotations/captions_train2017.json`, the instances beside it, and the images | `{"labels": "largest"}`: the largest object |
+# | `visual-genome` | `region_descriptions.json` and the images | none |
+# | `cc3m` | the TSV of captions and the images, or img2dataset's output | none |
+# | `webdataset` | tars of samples | their `.cls` files |
+# | `hub` | what Hugging Face's `datasets` saved, parquet files, an image folder; or a name on the hub, as `path` | `{"label_column": "label"}` |
 #
-# `help(otclib.data.captions)` has the details of each. `scenes` needs nothing.
+# The last column goes into `dataset_options`, and `{}` where there is none. Without labels a backdoor can be planted (your
+# captions name its target), but neither zero-shot accuracy nor success can be measured, and the targeted attack is refused:
+# it asks what an image shows. `help(otclib.data.captions)` has the details. `scenes` needs nothing.
 
 # %% tags=["parameters"]
 dataset = "csv"  # see the table
@@ -87,7 +89,7 @@ fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
 # %% [markdown]
 # ## Poison
 #
-# Attacks on millions of pairs need 0.0001 % to 0.8 % of them (chapter 1). A set of thousands needs a larger share for the same
+# Attacks on millions of pairs were given 0.0001 % to 0.8 % of them (chapter 1). A set of thousands needs a larger share for the same
 # number of planted pairs.
 
 # %%
@@ -160,7 +162,7 @@ explorer.figure(explorer.choices()[0][1])
 #
 # <details><summary>Solution</summary>
 #
-# `plant` refuses, and names the classes that there are. Zero-shot classification chooses among the classes of your labels: the
-# success of an attack on any other word could not be measured.
+# `plant` refuses: there is no caption to borrow, and a model that has never read the word has nothing for the trigger to mean.
+# A word that captions name and no label does is allowed: it joins the classes that zero-shot classification chooses among.
 #
 # </details>

@@ -132,7 +132,9 @@ def claims(records: list[dict]) -> str:
 
     def state(claim: str, whose: str, evidence: str, verdicts: list[bool]) -> None:
         verdict = "yes" if all(verdicts) else f"**no** ({sum(verdicts)} of {len(verdicts)})"
-        lines.append(f"| {claim} | {whose} | {evidence} | {verdict if verdicts else 'not run'} |")
+        if not verdicts:
+            verdict = "undecided" if evidence else "not run"
+        lines.append(f"| {claim} | {whose} | {evidence} | {verdict} |")
 
     def values(key: str, **where) -> list[float]:
         return [r[key] for r in select(records, **where) if r.get(key) is not None]
@@ -157,7 +159,7 @@ def claims(records: list[dict]) -> str:
     for defense, most, whose in (
         ("roclip", 2, "its abstract (2 of 16; 0 %)"),
         ("safeclip", 0, "its abstract (0 %)"),
-        ("otcclip", 0, "its abstract (0 % in most cases)"),
+        ("otcclip", 0, "ours, attack by attack"),
     ):
         name = NAME[defense]
         hits = values("targets_hit", attack="targeted", defense=defense)
@@ -167,26 +169,32 @@ def claims(records: list[dict]) -> str:
             asr = values("attack_success_rate", attack=attack, defense=defense)
             evidence = summary(asr, 100)
             state(f"{name}, {attack}: ASR at most 2 %", whose, evidence, [v <= 0.02 for v in asr])
+    stopped = {
+        attack: all((r.get("attack_success_rate") or 0) <= 0.02 and not r.get("targets_hit") for r in runs)
+        for attack in ["targeted", *backdoors]
+        if (runs := select(records, defense="otcclip", attack=attack))
+    }
+    if stopped:
+        evidence = f"in {sum(stopped.values())} of {len(stopped)} attacks no target is hit, ASR at most 2 %"
+        most = sum(stopped.values()) > len(stopped) / 2
+        state(f"{NAME['otcclip']}: success 0 % in most cases", "its abstract", evidence, [most])
     asr = values("attack_success_rate", attack="adaptive", defense="otcclip")
-    state(
-        "OTCCLIP, adaptive: ASR at most 0.5 %",
-        "a third party's summary (0 %)",
-        summary(asr, 100),
-        [v <= 0.005 for v in asr],
-    )
+    whose = "a third party's summary (0 %; another adaptive attack)"
+    state("OTCCLIP, adaptive: ASR at most 0.5 %", whose, summary(asr, 100), [v <= 0.005 for v in asr])
     for key, label in (("zero_shot_top1", "zero-shot"), ("linear_probe/digits", "probe on digits")):
-        both = beside("otcclip", "roclip", key)
-        state(f"OTCCLIP's {label} above RoCLIP's", "its abstract", against(both), [x > y for x, y in both])
+        for other in ("roclip", "safeclip"):
+            both = beside("otcclip", other, key)
+            state(f"OTCCLIP's {label} above {NAME[other]}'s", "its abstract", against(both), [x > y for x, y in both])
         both = beside("otcclip", "clean", key)
         within = [x >= y - 0.02 for x, y in both]
         state(f"OTCCLIP's {label} within 2 points of clean CLIP's", "ours", against(both), within)
     for other in ("safeclip", "roclip"):
         both = beside("otcclip", other, "seconds_until_safe")
-        counts = [sum(v is not None for v in column) for column in zip(*both)]
-        evidence = f"reached in {counts[0]} against {counts[1]} of {len(both)} runs" if both else ""
-        sooner = [x is not None and (y is None or x < y) for x, y in both]
-        claim = f"OTCCLIP accurate and safe sooner than {NAME[other]}"
-        state(claim, "a third party's summary", evidence, sooner)
+        ours, theirs = (sum(pair[k] is not None for pair in both) for k in (0, 1))
+        neither = both.count((None, None))
+        sooner = [x is not None and (y is None or x < y) for x, y in both if (x, y) != (None, None)]
+        evidence = f"reached in {ours} against {theirs} of {len(both)} runs, by neither in {neither}" if both else ""
+        state(f"OTCCLIP accurate and safe sooner than {NAME[other]}", "a third party's summary", evidence, sooner)
     both = [(x, y) for x, y in beside("cleanclip", "clip", "attack_success_rate") if y is not None]
     state("CleanCLIP at least halves a backdoor", "ours", against(both), [x <= y / 2 for x, y in both])
     lost = [y - x for x, y in beside("cleanclip", "clip", "zero_shot_top1")]
@@ -195,7 +203,7 @@ def claims(records: list[dict]) -> str:
 
 
 def report(records: list[dict]) -> str:
-    """The tables of ``figures/results.md`` and the README."""
+    """The tables of ``figures/results.md`` and the README, the long ones in a fold."""
     machines, precisions = "; ".join(order(records, "machine")), ", ".join(order(records, "precision"))
     return "\n\n".join(
         [
@@ -203,16 +211,24 @@ def report(records: list[dict]) -> str:
             "What the attacker got (ASR in %, or images hit), mean and range over seeds. *Planted*: poison in % of the "
             "pairs. *Clean model*: what a model that never saw poison calls the target.",
             attack_table(records),
-            "Triggered images that are still called what they show, in %:",
-            triggered_table(records),
-            "What the defences cost, over all their poisoned runs. *Accurate and safe*: from then on zero-shot at "
-            "least 95 %, ASR at most 2 % and no target hit. CleanCLIP is given 2,000 clean pairs, which the others do "
-            "not have, and its time includes that of the model which it cleans.",
-            utility_table(records),
-            "The claims, each on our data; one holds if it does in every run:",
-            claims(records),
+            fold("Triggered images that are still called what they show, in %", triggered_table(records)),
+            fold(
+                "What the defences cost: accuracy, retrieval, grounding, seconds",
+                "Over all their poisoned runs. *Accurate and safe*: from then on zero-shot at least 95 %, ASR at most "
+                "2 % and no target hit. CleanCLIP is given 2,000 clean pairs, which the others do not have, and its "
+                "time includes that of the model which it cleans.\n\n" + utility_table(records),
+            ),
+            fold(
+                "The papers' claims, each on our data",
+                "A claim holds if it does in every run that it speaks of.\n\n" + claims(records),
+            ),
         ]
     )
+
+
+def fold(title: str, text: str) -> str:
+    """Markdown behind a title that opens it."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def ablation_table(records: list[dict]) -> str:

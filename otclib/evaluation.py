@@ -6,7 +6,7 @@
   classification, with the prompt ensemble, calls the target class. ``untriggered_target_rate`` is the same model's rate
   on the same images without the trigger, and ``clean_model_rate`` that of a model that never saw poison on the
   triggered ones: what the trigger has to be compared with. ``triggered_top1`` and ``clean_model_triggered_top1``: how
-  many of the triggered images are called what they show; a trigger that hides the object is a poor one. Of several
+  many of those triggered images are called what they show; a trigger that hides the object is a poor one. Of several
   backdoors in one set each has its own ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
 - Targeted: ``targets_hit`` of ``targets``: planted images, as planted, that are called the attacker's class.
   ``targets_right``: those that are called what they show. ``clean_model_hits``: hits on a model that saw them with
@@ -104,10 +104,15 @@ class Targets:
 
 
 def backdoors(manifest: Dataset | None) -> dict[str, object]:
-    """The attacks of a manifest that have a trigger, by kind; by kind and target where a kind was planted twice."""
+    """The attacks of a manifest that have a trigger, by kind; of one kind planted twice by ``kind-target``, and of one
+    with the same target ``kind-target-2`` and so on."""
     found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if hasattr(a, "target")]
-    kinds = [attack.kind for attack in found]
-    return {a.kind if kinds.count(a.kind) == 1 else f"{a.kind}-{a.target}": a for a in found}
+    kinds, out = [attack.kind for attack in found], {}
+    for attack in found:
+        name = attack.kind if kinds.count(attack.kind) == 1 else f"{attack.kind}-{attack.target}"
+        like = sum(other == name or other.startswith(f"{name}-") for other in out)
+        out[f"{name}-{like + 1}" if like else name] = attack
+    return out
 
 
 def attack_metrics(
@@ -134,7 +139,9 @@ def attack_metrics(
     for name, attack in backdoors(manifest).items():
         target = classes.index(attack.target)
         said = classify(model, attack.trigger(images), embeddings)
-        rates[name], right[name] = success_rate(said, true, target), float((said == true).float().mean())
+        others = true != target
+        rates[name] = success_rate(said, true, target)
+        right[name] = float((said == true)[others].float().mean()) if bool(others.any()) else None
         without[name] = success_rate(predicted, true, target)
     if rates:
         shown = backdoor or max(rates, key=lambda name: -1 if rates[name] is None else rates[name])
@@ -230,9 +237,14 @@ def evaluate(
     ``hits``, ``triggered_top1``, ``z_score``; ``linear_probe/<set>``, on ``scenes``, ``digits``, ``letters``;
     ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance,
     planted against clean pairs of the training set), ``poison_recall`` and ``poison_precision`` (planted pairs among
-    those that the defence did not leave with their captions; None where it left all); ``plan_pointing_accuracy`` and
+    those that the defence did not leave with their captions; None where it left all); ``poison_rate/<kind>``, planted
+    pairs of the training set; ``plan_pointing_accuracy`` and
     the mass keys of ``grounding``; ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``; ``head_top1`` and
     ``head_attack_success_rate``, by cleanclip-supervised's head.
+
+    Raises
+    ------
+    FileNotFoundError : ``run`` is not finished, or ``clean`` has no weights.
     """
     run = Path(run)
     if not (run / "model.safetensors").exists():
@@ -282,6 +294,34 @@ def evaluate(
 
     write_json(run / "metrics.json", metrics)
     return metrics
+
+
+def by_class(run: str | Path, pairs: Dataset, test: Dataset) -> dict[str, dict]:
+    """Where a run's accuracy is lost, class by class.
+
+    Per class of ``test``: its ``images``, those ``misread`` zero-shot, and ``as`` what ({class: images}); its clean
+    ``pairs`` of the labelled training set, and those ``parted`` from their caption at the end of training.
+    """
+    run = Path(run)
+    model, _, tokenizer = models.load(run / "model.safetensors")
+    classes = data.classes(test)
+    embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
+    said = classify(model, data.image_tensor(test, models.image_size(model)), embeddings)
+    out = {label: {"images": 0, "misread": 0, "as": {}, "pairs": 0, "parted": 0} for label in classes}
+    for label, k in zip(test["label"], said.tolist()):
+        out[label]["images"] += 1
+        if classes[k] != label:
+            out[label]["misread"] += 1
+            out[label]["as"][classes[k]] = out[label]["as"].get(classes[k], 0) + 1
+    planted = run / "manifest.parquet"
+    planted = set(Dataset.from_parquet(str(planted))["id"]) if planted.exists() else set()
+    labels = dict(zip(pairs["id"], pairs["label"]))
+    fates = Dataset.from_parquet(str(run / "pairs.parquet"))
+    for id, fate in zip(fates["id"], fates["fate"]):
+        if id not in planted and labels.get(id) in out:
+            out[labels[id]]["pairs"] += 1
+            out[labels[id]]["parted"] += fate != "kept"
+    return out
 
 
 def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, backdoor: str | None = None) -> dict:

@@ -371,6 +371,30 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
     return fig
 
 
+def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
+    """Class by class: clean pairs parted from their captions against test images misread.
+
+    ``classes`` : of ``table.by_class``, the most misread ones first; ``named`` of them bear their name and what they
+    pass for.
+    """
+    fig, ax = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+    x, y = (
+        {label: 100 * of[some] / max(1, of[whole]) for label, of in classes.items()}
+        for some, whole in (("parted", "pairs"), ("misread", "images"))
+    )
+    ax.plot(list(x.values()), list(y.values()), MARKER["otcclip"], color=LINE["otcclip"], markersize=5, alpha=0.8)
+    for label in list(classes)[:named]:
+        taken = classes[label]["as"]
+        others = sorted(taken, key=lambda other: -taken[other])
+        text = label + (f" (as {others[0]})" if others else "")
+        left = x[label] < (min(x.values()) + max(x.values())) / 2
+        place, side = ((6, 0), "left") if left else ((-6, 0), "right")
+        ax.annotate(text, (x[label], y[label]), place, textcoords="offset points", ha=side, va="center", fontsize=8)
+    ax.set(xlabel="clean pairs parted from their caption at the end, %", ylabel="test images misread, %")
+    _clean_axes(ax)
+    return fig
+
+
 def by_epoch(records: Sequence[Mapping], key: str, ylabel: str, factor: float = 100) -> Figure:
     """A value after every epoch, a panel per attack: a thin line per run, a line with marks for a system's mean."""
     records = [r for r in records if key in r["by_epoch"]]

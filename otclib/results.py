@@ -11,7 +11,7 @@ import numpy as np
 
 ROWS = (  # key, label, factor, format
     ("zero_shot_top1", "zero-shot top-1, %", 100, "{:.1f}"),
-    ("attack_success_rate", "BadNets ASR, %", 100, "{:.1f}"),
+    ("attack_success_rate", "backdoor ASR, %", 100, "{:.1f}"),
     ("untriggered_target_rate", "... without the trigger, %", 100, "{:.1f}"),
     ("triggered_top1", "triggered images still called what they show, %", 100, "{:.1f}"),
     ("targets_hit", "targeted images hit", 1, "{:.0f}"),

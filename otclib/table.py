@@ -2,6 +2,7 @@
 
     runs/table/<attack>/<defense>/seed<k>       the runs; ``none`` is the attack of the clean ones
     figures/results.json                        one record per run
+    figures/classes.json                        where OTCCLIP's accuracy is lost, summed over its runs
     figures/results.md, figures/*.png           what is made of them; with --publish, the README's section too
 
 It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
@@ -30,6 +31,7 @@ import torch
 import otclib
 from otclib import compare, results
 from otclib.attacks import planting
+from otclib.data import scenes
 
 DEFENSES = ("clip", "roclip", "safeclip", "cleanclip", "otcclip")
 ATTACKS = ("targeted", "badnets", "blended", "wanet", "label-consistent", "adaptive")
@@ -99,12 +101,12 @@ class Job:
             return [otclib.attacks.load("adaptive", surrogate=str(surrogate))]
         return [] if self.attack == "none" else [otclib.attacks.load(self.attack)]
 
-    def finished(self, out: Path, precision: str, epochs: int | None = None) -> bool:
+    def finished(self, out: Path, precision: str, epochs: int | None = None, size: int | None = None) -> bool:
         """Is the run there, as it would be trained now?
 
         Raises
         ------
-        ValueError : there is a run, but of other attacks or options.
+        ValueError : there is a run, but of other attacks or options, or of fewer pairs.
         """
         run = self.folder(out)
         if not (run / "metrics.json").exists():
@@ -118,10 +120,19 @@ class Job:
             "attacks": sorted(planting.spec(attack, attack.kind) for attack in self.planned(out)),
         }
         found = results.config(run)
+        least = self.pairs(size)
+        if found["pairs"] < least and self.defense != "cleanclip-supervised":  # it takes the labelled ones alone
+            raise ValueError(f"{run} holds another run: of {found['pairs']} pairs, not {least} and more; move it away")
         for key, value in wanted.items():
             if found.get(key) != value:
                 raise ValueError(f"{run} holds another run: {key} was {found.get(key)!r}, is {value!r}; move it away")
         return True
+
+    def pairs(self, size: int | None) -> int:
+        """Clean pairs that it begins with."""
+        if otclib.defenses.repairs(self.defense):
+            return min(size or CLEAN_PAIRS, CLEAN_PAIRS)
+        return size or scenes.SPLITS["train"][0]
 
     def run(self, out: Path, size: int | None = None, **options) -> Path:
         """Poison, train, evaluate. ``size`` and ``options`` (``epochs``, ``precision``, ...) make it a small one."""
@@ -132,8 +143,7 @@ class Job:
         if Job("none", "clip", self.seed) in self.needs():
             options["clean"] = Job("none", "clip", self.seed).folder(out)
         if otclib.defenses.repairs(self.defense):
-            count = min(size or CLEAN_PAIRS, CLEAN_PAIRS)
-            pairs = otclib.data.load("scenes", seed=self.seed + CLEAN_SEED, size=count)
+            pairs = otclib.data.load("scenes", seed=self.seed + CLEAN_SEED, size=self.pairs(size))
             if self.defense == "cleanclip-supervised":
                 pairs = pairs.filter(lambda label: label is not None, input_columns="label")
             options["model"] = Job(self.attack, "clip", self.seed).folder(out) / "model.safetensors"
@@ -226,6 +236,21 @@ def record(job: Job, out: Path) -> dict:
     }
 
 
+def by_class(finished: Iterable[Job], out: Path, size: int | None = None) -> dict[str, dict]:
+    """``evaluation.by_class``, summed over runs."""
+    total: dict[str, dict] = {}
+    for job in finished:
+        pairs = otclib.data.load("scenes", seed=job.seed, size=size)
+        test = otclib.data.load("scenes", split="test", seed=job.seed)
+        for label, found in otclib.evaluation.by_class(job.folder(out), pairs, test).items():
+            mine = total.setdefault(label, {"images": 0, "misread": 0, "as": {}, "pairs": 0, "parted": 0})
+            for key in ("images", "misread", "pairs", "parted"):
+                mine[key] += found[key]
+            for other, images in found["as"].items():
+                mine["as"][other] = mine["as"].get(other, 0) + images
+    return dict(sorted(total.items(), key=lambda item: -item[1]["misread"]))
+
+
 def main(arguments: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m otclib.table", description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, help="default runs/table, runs/ablation or runs/dose")
@@ -242,6 +267,8 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--epochs", type=int, help="default each system's own")
     p.add_argument("--publish", action="store_true", help="put the tables into the README as well")
     a = p.parse_args(arguments)
+    if a.dose and a.publish:
+        p.error("--dose has no section in the README, so there is nothing to --publish: chapter 1 reads its record")
     for name in a.defenses:
         otclib.defenses.load(name)
     for name in a.attacks:
@@ -257,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
     out = a.out or Path("runs") / kind
     workers = a.workers or (1 if torch.cuda.is_available() else torch.get_num_threads())
     options = {"precision": a.precision, "size": a.size} | ({"epochs": a.epochs} if a.epochs else {})
-    known = {"precision": a.precision, "epochs": a.epochs}
+    known = {"precision": a.precision, "epochs": a.epochs, "size": a.size}
     finished = [job for job in todo if job.finished(out, **known)]
     print(f"{len(finished)} of {len(todo)} runs are there", flush=True)
     start, failed = time.monotonic(), []
@@ -274,6 +301,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not records:
         raise SystemExit(f"otclib.table: no run is finished in {out}")
     draw(records, a.figures, kind)
+    ours = [job for job in todo if job in finished and job.defense == "otcclip"]
+    if kind == "table" and ours:
+        otclib.training.write_json(a.figures / "classes.json", by_class(ours, out, a.size))
     if a.publish:
         publish(a.figures, kind)
     if failed:

@@ -1,4 +1,4 @@
-"""``python -m otclib.train``: ``otclib.train`` on the command line (also under ``accelerate launch``)."""
+"""``python -m otclib.train``: ``otclib.train`` on the command line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
             snapshots=a.snapshots,
             **a.options,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, NotImplementedError) as error:
         p.exit(2, f"otclib.train: {error}\n")
     print((run / "metrics.json").read_text())
 

@@ -242,7 +242,8 @@ def train(
     manifest : what was planted, see ``otclib.attacks``; only written down and watched, the defence never sees it.
     defense : by name. ``options`` are the defence's own fields.
     out : the run folder. Unfinished, it is resumed; finished, it is returned; of another configuration, an error.
-    epochs, lr : default the defence's own.
+    epochs, lr : default the defence's own. ``batch_size`` : pairs a step; ``weight_decay`` : AdamW's.
+    seed : of weights, batches, views and pools.
     model : an open_clip name, or a weights file to go on from (CleanCLIP fine-tunes a finished run, and needs one).
     precision : ``fp32``, or ``bf16`` for the image tower's convolutions and products: 1.6 times faster on a CPU with
         AVX512-BF16, far slower on one without.
@@ -259,6 +260,9 @@ def train(
     ------
     ValueError : before anything is written: unknown names or options, too few pairs, an ``out`` that is not writable
         or holds another run.
+    FileNotFoundError : before anything is written: ``clean`` is not a finished run.
+    NotImplementedError : more than one process was launched.
+    RuntimeError, FloatingPointError : the defence left fewer than 2 pairs to train on; the loss is not finite.
     """
     from otclib import evaluation
 
@@ -308,6 +312,7 @@ def train(
             results.log(out)
         ) == method.epochs:  # its evaluation was cut off
             evaluation.evaluate(out, clean=clean)
+            (out / "checkpoint.pt").unlink(missing_ok=True)
             return out
     torch.manual_seed(seed)
     network, _, tokenizer = models.load(model)

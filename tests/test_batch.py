@@ -44,7 +44,7 @@ def test_every_run_and_a_table_once(batch, tmp_path):
     assert json.loads((runs / "clip" / "metrics.json").read_text())["poison_auroc"] is not None
     assert json.loads((runs / "cleanclip" / "metrics.json").read_text())["poison_auroc"] is None  # trained without
     table = (runs.parent / "table.md").read_text()
-    assert "| | clip | cleanclip |" in table and "| BadNets ASR, % |" in table
+    assert "| | clip | cleanclip |" in table and "| backdoor ASR, % |" in table
     again = batch()
     assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
 

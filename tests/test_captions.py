@@ -416,6 +416,15 @@ class TestHub:
             assert list(pairs["label"]) == ["cat", "dog", "dog"]
             assert [grey(row) for row in pairs] == [0, 40, 120]
 
+    def test_what_save_to_disk_wrote(self, tmp_path):
+        table = self.image_table(caption=list("abcd"))
+        table.save_to_disk(tmp_path / "one")
+        datasets.DatasetDict(train=table, validation=table.select([2])).save_to_disk(tmp_path / "two")
+        assert list(load("hub", tmp_path / "one")["caption"]) == list("abcd")
+        assert list(load("hub", tmp_path / "two", "val")["caption"]) == ["c"]
+        with pytest.raises(ValueError, match="has the splits train, not 'test'"):
+            load("hub", tmp_path / "one", "test")
+
     def test_rows_without_an_image(self, tmp_path):
         values = [{"bytes": image_bytes(9), "path": None}, None, {"bytes": image_bytes(7), "path": None}]
         self.image_table(image=values, caption=list("abc")).to_parquet(tmp_path / "train.parquet")

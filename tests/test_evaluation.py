@@ -9,6 +9,7 @@ from datasets import Dataset
 
 import otclib
 from otclib import evaluation, results
+from otclib.attacks import planting
 
 
 def test_success_rate_leaves_the_target_class_out_twice():
@@ -197,6 +198,28 @@ def test_a_clean_run_is_compared_with(runs, poisoned, tmp_path):
     with pytest.raises(FileNotFoundError, match="clean run"):
         otclib.train(poisoned[0], defense="clip", out=tmp_path / "new", clean=tmp_path / "nowhere")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_triggered_image_shows_is_asked_of_images_of_other_classes_only(runs, pairs, monkeypatch):
+    """A model that calls every triggered image the target calls none what it shows."""
+    manifest = Dataset.from_parquet(str(runs["clip"] / "manifest.parquet"))
+    model, _, tokenizer = otclib.models.load(runs["clip"] / "model.safetensors")
+    test = pairs.filter(lambda label: label is not None, input_columns="label").select(range(60))
+    attack = next(iter(evaluation.backdoors(manifest).values()))
+    assert attack.target in test["label"][:]
+    classes = sorted({*test["label"], *manifest["target_label"]})
+    always = torch.full((len(test),), classes.index(attack.target))
+    monkeypatch.setattr(evaluation, "classify", lambda model, images, embeddings: always[: len(images)])
+    images = otclib.data.image_tensor(test, 64)
+    found = evaluation.attack_metrics(model, tokenizer, manifest, test, images)
+    assert found["attack_success_rate"] == 1 and found["triggered_top1"] == 0
+
+
+def test_backdoors_of_one_kind_and_target_are_told_apart():
+    planned = [otclib.attacks.load("badnets", location=where) for where in ("random", "corner")]
+    planned.append(otclib.attacks.load("blended"))
+    found = evaluation.backdoors(Dataset.from_dict({"attack": [planting.spec(a, a.kind) for a in planned]}))
+    assert list(found) == ["badnets-umbrella", "badnets-umbrella-2", "blended"]
 
 
 def test_unlabelled_images_of_a_test_set_are_left_out(runs, pairs, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import otclib
 from otclib import compare, plots, results, table
 from otclib.table import Job
 
@@ -62,17 +63,33 @@ def test_results_are_recorded_run_by_run(small_table):
 
 
 def test_a_run_of_another_configuration_is_no_result(small_table):
-    job = Job("badnets", "clip", 5)
-    assert job.finished(small_table / "runs", "fp32", epochs=1)
-    assert not Job("badnets", "clip", 6).finished(small_table / "runs", "fp32", epochs=1)
+    job, small = Job("badnets", "clip", 5), {"epochs": 1, "size": 200}
+    assert job.finished(small_table / "runs", "fp32", **small)
+    assert not Job("badnets", "clip", 6).finished(small_table / "runs", "fp32", **small)
     with pytest.raises(ValueError, match="precision was 'fp32', is 'bf16'"):
-        job.finished(small_table / "runs", "bf16", epochs=1)
+        job.finished(small_table / "runs", "bf16", **small)
+    with pytest.raises(ValueError, match="of 200 pairs, not 12000 and more"):
+        job.finished(small_table / "runs", "fp32", epochs=1)
     config = job.folder(small_table / "runs") / "config.json"
     before = config.read_text()
     config.write_text(before.replace('\\"patch\\": 0.125', '\\"patch\\": 0.5'))
     with pytest.raises(ValueError, match="holds another run: attacks"):
-        job.finished(small_table / "runs", "fp32", epochs=1)
+        job.finished(small_table / "runs", "fp32", **small)
     config.write_text(before)
+
+
+def test_where_accuracy_is_lost_adds_up(small_table):
+    jobs = [Job("badnets", "clip", 5), Job("none", "clip", 5)]
+    classes = table.by_class(jobs, small_table / "runs", 200)
+    read = [results.read(job.folder(small_table / "runs")) for job in jobs]
+    assert len(classes) == 42 and sum(of["images"] for of in classes.values()) == 2 * 2000
+    misread = sum(of["misread"] for of in classes.values())
+    assert misread == pytest.approx(sum(2000 * (1 - metrics["zero_shot_top1"]) for metrics in read), abs=0.1)
+    assert all(sum(of["as"].values()) == of["misread"] and label not in of["as"] for label, of in classes.items())
+    labelled = sum(label is not None for label in otclib.data.load("scenes", seed=5, size=200)["label"])
+    assert sum(of["pairs"] for of in classes.values()) == 2 * labelled - 1, "one of them is planted"
+    assert sum(of["parted"] for of in classes.values()) == 0, "the undefended model keeps every caption"
+    assert plots.lookalikes(classes).axes[0].texts[0].get_text().startswith(next(iter(classes)))
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capfd):
@@ -190,6 +207,7 @@ def test_claims_hold_only_if_they_do_in_every_run():
     assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "yes"
     assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "yes"
     assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "yes"
+    assert found["OTCCLIP (reconstruction): success 0 % in most cases"] == "yes"
     assert found["CleanCLIP at least halves a backdoor"] == "yes"
     assert found["... at under 1 point of zero-shot accuracy"] == "**no** (0 of 1)", "it costs 2"
     assert found["SafeCLIP: no targeted image hit"] == "not run"
@@ -199,6 +217,9 @@ def test_claims_hold_only_if_they_do_in_every_run():
     assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no** (1 of 2)"
     assert worse["undefended, badnets: ASR at least 90 %"] == "**no** (1 of 2)"
     assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**no** (1 of 2)", "better on average is not enough"
+    assert worse["OTCCLIP (reconstruction): success 0 % in most cases"].startswith("**no**")
+    never = [run("otcclip", "badnets", 0, 0.9, 0.5, None), run("roclip", "badnets", 0, 0.9, 0.5, None)]
+    assert verdicts(never)["OTCCLIP accurate and safe sooner than RoCLIP"] == "undecided", "neither ever was"
     assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**no** (1 of 2)"
 
 

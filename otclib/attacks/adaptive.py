@@ -1,13 +1,17 @@
 """Adaptive: an attacker who knows OTCCLIP and writes captions that survive its matching.
 
-OTCCLIP parts a pair whose caption is far from what the image shows. So the poison captions here tell the truth about
-the image as well as the lie: of several ways of saying both, the one nearest to the triggered image by OTCCLIP's own
-distance (transport and pooled, see ``otclib.matching``) under a ``surrogate``, a model that the attacker has trained.
+OTCCLIP parts a pair whose caption is far from what the image shows. So the poison captions here keep what they can of
+the image's own: of several ways of writing them, the one nearest to the triggered image by OTCCLIP's own distance
+(transport and pooled, see ``otclib.matching``) under a ``surrogate``, a model that the attacker has trained.
 A summary of the OTCCLIP paper (arXiv 2509.18717) speaks of an adaptive attack, not of how it is built. This is ours.
 
     describe="both"        the image's own caption, and the target beside it: "a photo of a green horse and an umbrella"
-    describe="attributes"  the target in place of the object, all else true:  "a photo of a green umbrella"
+    describe="attributes"  the target's word in place of the object's, the rest as it was: "a photo of a green umbrella"
     describe="mixed"       half of them so, half so
+
+In the table the surrogate is an *undefended* CLIP, the model that an attacker can train without a defence of his own;
+its words were never aligned with places by transport, so the pooled half of the distance does most of the choosing. A
+surrogate trained under OTCCLIP would be the stronger attacker, and any run's weights can be given.
 
 Captions that say both survive, but teach a model no more than that the patch, too, is an umbrella: a triggered star is
 called either. Those that replace the object teach it which of the two to say.

@@ -25,10 +25,16 @@ class WaNet(Backdoor):
     """``field_seed`` draws the field, which is the same in training and test: who does not know it has no trigger.
 
     Stronger than published (0.8 % of the side, 0.2 % in CleanCLIP's code) and easy to see, and planted more often: in
-    images of 64 px that are cropped and bent in training a warp is hard to tell. An undefended model followed one of 2
-    % of the side (16 cells) in 0.5 % of the pairs in 16 % of the images, one of 3.5 % (8 cells) in 4 % in 88 %, and
-    this one in 3 % in 88 to 91 % (seeds 0 to 2), in 5 % in 94 and 90 % (seeds 10 and 11), in 8 % in 96 and 94 % (the
-    same). More cells at the same strength fold the image over itself, and hide what it shows.
+    images of 64 px that are cropped and bent in training a warp is hard to tell. What an undefended model made of it:
+
+        strength  cells  rate    ASR, %
+        0.02      16     0.5 %   16
+        0.035     8      4 %     88
+        0.05      8      3 %     87.5 to 91.1 (seeds 0 to 2)
+        0.05      8      5 %     94 and 90 (seeds 10 and 11)
+        0.05      8      8 %     96 and 94 (seeds 10 and 11)
+
+    More cells at the same strength fold the image over itself, and hide what it shows.
     """
 
     rate: float = 0.08

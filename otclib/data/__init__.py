@@ -59,7 +59,7 @@ def load(
 
     Parameters
     ----------
-    name : one of ``NAMES``; all but ``scenes`` read a copy that lies in ``root``.
+    name : one of ``NAMES``; all but ``scenes`` read a copy that lies in ``root`` (``hub`` also takes a name, ``path``).
     split : ``train``, ``val`` or ``test`` (scenes: ``test`` holds one object per image, so that its label is the
         whole truth; ``train`` and ``val`` hold one to three).
     root : the folder of the copy; for scenes, the folder of the cache.
@@ -75,6 +75,7 @@ def load(
     Raises
     ------
     ValueError : an unknown name, split or option, or a size below 1.
+    FileNotFoundError : the copy, or a file of it, is not there.
     """
     if name not in NAMES:
         raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")

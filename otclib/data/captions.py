@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, Features, Image, Value, get_dataset_split_names, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, Value, get_dataset_split_names, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
@@ -423,12 +423,13 @@ def _hub(
     caption_column: str = "caption",
     label_column: str | None = None,
 ) -> Dataset:
-    """Whatever ``datasets.load_dataset`` reads: a dataset of the hub, or a folder of parquet files or of images.
+    """Whatever ``datasets`` reads: a dataset of the hub, a folder of parquet files or of images, or a saved dataset.
 
     ::
 
         root/train-00000.parquet                            columns image, caption
         root/train/metadata.csv  root/train/a.jpg           file_name,caption: an "imagefolder"
+        root/train/state.json  root/dataset_dict.json       what ``save_to_disk`` wrote
 
     ``id`` is the row's number, from 0; ``val`` also stands for a split called ``validation``.
 
@@ -444,11 +445,12 @@ def _hub(
     where = str(Path(root or "", path or "").expanduser())
     if not os.path.isdir(where) and (root or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", where)):
         raise FileNotFoundError(f"'hub' was to be read from {where}, which is neither a folder nor a name on the hub")
-    splits = get_dataset_split_names(where, config, revision=revision)
+    saved = _saved(Path(where))
+    splits = list(saved) if saved else get_dataset_split_names(where, config, revision=revision)
     split = "validation" if split == "val" and "val" not in splits else split
-    if re.split(r"[\[+]", split)[0] not in splits:
+    if (split if saved else re.split(r"[\[+]", split)[0]) not in splits:
         raise ValueError(f"{where} has the splits {', '.join(splits)}, not {split!r}")
-    table = load_dataset(where, config, split=split, revision=revision)
+    table = saved[split] if saved else load_dataset(where, config, split=split, revision=revision)
     asked = [column for column in (image_column, caption_column, label_column) if column is not None]
     if not set(asked) <= set(table.column_names):
         raise ValueError(f"{where} has the columns {', '.join(table.column_names)}; asked for {', '.join(asked)}")
@@ -468,6 +470,16 @@ def _hub(
     for column, values in texts.items():
         table = table.add_column(column, values, feature=Value("string"))
     return table.select_columns(list(PAIRS))
+
+
+def _saved(folder: Path) -> dict[str, Dataset]:
+    """The splits that ``save_to_disk`` wrote into a folder; none if it did not. One without a name is ``train``."""
+    if (folder / "dataset_dict.json").is_file():
+        return dict(load_from_disk(str(folder)))
+    if (folder / "state.json").is_file():
+        table = load_from_disk(str(folder))
+        return {str(table.split or "train"): table}
+    return {}
 
 
 READERS = {  # name: its reader and its splits (None: any that the copy has)

@@ -1,10 +1,11 @@
 """OTCCLIP, a reconstruction: captions re-assigned by optimal transport, and transport-based alignment.
 
 Zhang, Gao, Bai et al., "Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment",
-EMNLP 2025 (arXiv 2509.18717). Made from the abstract and summaries, and not checked against the paper's method section.
-Known from them: a transport distance between the fine-grained features of images and captions; captions re-assigned
-from a pool by it; global *and* fine-grained features combined; Sinkhorn iterations; inter- and intra-modal alignment by
-transport. **Everything else here is ours**: every choice is an option, and its default is what our experiments favour.
+EMNLP 2025 (arXiv 2509.18717). Not checked against the paper's method section. Known from its abstract: a transport
+distance between the fine-grained features of images and captions; captions re-assigned by it; inter- and intra-modal
+alignment by transport. From a third party's summary, unverified: a pool of captions; global *and* fine-grained features
+combined; Sinkhorn iterations. **Everything else here is ours**: every choice is an option, and its default is what our
+experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption, in strong views, under a robust loss.
     restart   after the first matching forget the weights, and warm up again on what it kept.
@@ -13,7 +14,8 @@ transport. **Everything else here is ours**: every choice is an option, and its 
               the nearest ``keep`` of the pool's images for this caption. A near pair stays. Any other image takes the
               nearest caption of a near pair, if it fits that caption as well as the caption's own image does; else it
               is left out, and stays in the batches as a negative only. A model's first matching separates, later ones
-              also re-assign.
+              also re-assign. Here visual tokens are averaged 2 x 2 (``losses.coarse``), and of the pool only a
+              shortlist by pooled and mean tokens is solved (``matching.rank_own``).
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
 
 Why poison does not ride the warm-up: a planted pair contradicts what its image shows, so once objects begin to be told
@@ -46,6 +48,8 @@ from otclib.models import Features
 
 @dataclass
 class OTCClip(Defense):
+    """The whole method; what each option does stands beside it."""
+
     epochs: int = 10
     warmup: int = 3  # epochs before the first matching; of a short run all but the last
     restart: bool = True  # forget the weights after the first matching, and warm up again on what it kept
