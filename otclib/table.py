@@ -5,11 +5,12 @@
     figures/classes.json                        where OTCCLIP's accuracy is lost, summed over its runs
     figures/results.md, figures/*.png           what is made of them; with --publish, the README's section too
 
-It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. With ``--ablation`` it runs OTCCLIP
-with one part missing or changed at a time instead, into ``runs/ablation`` and ``figures/ablation.json``; with
-``--dose`` the undefended model on more and more poison, into ``runs/dose`` and ``figures/dose.json``. The attack
-``sig`` (much like ``blended`` here) and ``cleanclip-supervised`` (which leaves a linear head, not a CLIP model) are run
-on demand: ``--attacks sig --defenses clip cleanclip-supervised``.
+It goes on where it stopped, and draws what there is; ``--limit`` stops it in time. A record stays until its run is
+there again, so that a grid may be run in several sittings and on several machines: ``--recorded`` trains only what has
+none. With ``--ablation`` it runs OTCCLIP with one part missing or changed at a time instead, into ``runs/ablation`` and
+``figures/ablation.json``; with ``--dose`` the undefended model on more and more poison, into ``runs/dose`` and
+``figures/dose.json``. The attack ``sig`` (much like ``blended`` here) and ``cleanclip-supervised`` (which leaves a
+linear head, not a CLIP model) are run on demand: ``--attacks sig --defenses clip cleanclip-supervised``.
 """
 
 from __future__ import annotations
@@ -111,6 +112,12 @@ class Job:
         run = self.folder(out)
         if not (run / "metrics.json").exists():
             return False
+        if difference := self.difference(results.config(run), out, precision, epochs, size):
+            raise ValueError(f"{run} holds another run: {difference}; move it away")
+        return True
+
+    def difference(self, found: dict, out: Path, precision: str, epochs: int | None, size: int | None) -> str | None:
+        """Between a run's configuration, or its record, and what would be trained now; None: there is none."""
         options = ABLATION.get(self.variant, {}) | ({"epochs": epochs} if epochs else {})
         method = otclib.defenses.load(self.defense, **options)
         wanted = {
@@ -119,14 +126,13 @@ class Job:
             "options": dataclasses.asdict(method),
             "attacks": sorted(planting.spec(attack, attack.kind) for attack in self.planned(out)),
         }
-        found = results.config(run)
         least = self.pairs(size)
         if found["pairs"] < least and self.defense != "cleanclip-supervised":  # it takes the labelled ones alone
-            raise ValueError(f"{run} holds another run: of {found['pairs']} pairs, not {least} and more; move it away")
+            return f"of {found['pairs']} pairs, not {least} and more"
         for key, value in wanted.items():
-            if found.get(key) != value:
-                raise ValueError(f"{run} holds another run: {key} was {found.get(key)!r}, is {value!r}; move it away")
-        return True
+            if found.get(key, value) != value:
+                return f"{key} was {found[key]!r}, is {value!r}"
+        return None
 
     def pairs(self, size: int | None) -> int:
         """Clean pairs that it begins with."""
@@ -164,6 +170,16 @@ def jobs(attacks: Sequence[str], defenses: Sequence[str], seeds: Sequence[int]) 
     for job in wanted:
         add(job)
     return list(ordered)
+
+
+def unfinished(todo: Sequence[Job], finished: set[Job], recorded: set[Job]) -> list[Job]:
+    """Jobs to run, in their order: those neither finished nor recorded, and of the others what these need."""
+    wanted: set[Job] = set()
+    for job in reversed(todo):
+        asked = job.seed != SURROGATE_SEED and job not in recorded
+        if job in wanted or (asked and job not in finished):
+            wanted |= {job, *job.needs()} - finished
+    return [job for job in todo if job in wanted]
 
 
 def run_all(
@@ -236,6 +252,23 @@ def record(job: Job, out: Path) -> dict:
     }
 
 
+def recorded(file: Path, out: Path, **known) -> dict[Job, dict]:
+    """The records in ``file``, by run; ``known``: as in ``Job.finished``.
+
+    Raises
+    ------
+    ValueError : some are of other options or of fewer pairs than would be trained now, and would be lost.
+    """
+    found = {}
+    for record in json.loads(file.read_text()) if file.exists() else []:
+        job = Job(*(record[key] for key in ("attack", "defense", "seed", "variant", "dose")))
+        specs = [json.dumps(attack, sort_keys=True) for attack in record["attacks"]]
+        if difference := job.difference(record | {"attacks": specs}, out, **known):
+            raise ValueError(f"{file} holds the record of another run: {job}, {difference}; name another --figures")
+        found[job] = record
+    return found
+
+
 def by_class(finished: Iterable[Job], out: Path, size: int | None = None) -> dict[str, dict]:
     """``evaluation.by_class``, summed over runs."""
     total: dict[str, dict] = {}
@@ -260,11 +293,13 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     p.add_argument("--ablation", action="store_true", help="OTCCLIP, one part missing or changed at a time, instead")
     p.add_argument("--dose", action="store_true", help="the undefended model on more and more poison, instead")
+    p.add_argument("--doses", type=float, nargs="+", default=list(DOSES), help="with --dose: times the usual poison")
     p.add_argument("--workers", type=int, help="runs at a time; default one per core, on a GPU one")
     p.add_argument("--limit", type=float, metavar="MINUTES", help="start no run after so many minutes")
     p.add_argument("--precision", default="bf16", help="bf16 or fp32")
     p.add_argument("--size", type=int, help="pairs; default all 12,000")
     p.add_argument("--epochs", type=int, help="default each system's own")
+    p.add_argument("--recorded", action="store_true", help="train only what --figures holds no record of")
     p.add_argument("--publish", action="store_true", help="put the tables into the README as well")
     a = p.parse_args(arguments)
     if a.dose and a.publish:
@@ -278,17 +313,19 @@ def main(arguments: list[str] | None = None) -> None:
         kind, parts = "ablation", (PARTS, ADDED)
         todo = [Job(both, "otcclip", seed, variant) for some in parts for seed in a.seeds for variant in some]
     elif a.dose:
-        kind, todo = "dose", [Job(both, "clip", seed, dose=dose) for seed in a.seeds for dose in DOSES]
+        kind, todo = "dose", [Job(both, "clip", seed, dose=dose) for seed in a.seeds for dose in a.doses]
     else:
         kind, todo = "table", jobs(a.attacks, a.defenses, a.seeds)
     out = a.out or Path("runs") / kind
     workers = a.workers or (1 if torch.cuda.is_available() else torch.get_num_threads())
     options = {"precision": a.precision, "size": a.size} | ({"epochs": a.epochs} if a.epochs else {})
     known = {"precision": a.precision, "epochs": a.epochs, "size": a.size}
+    file = a.figures / f"{FILES.get(kind, kind)}.json"
+    records = recorded(file, out, **known)
     finished = [job for job in todo if job.finished(out, **known)]
-    print(f"{len(finished)} of {len(todo)} runs are there", flush=True)
+    print(f"{len(finished)} of {len(todo)} runs are there, {len(records)} are recorded", flush=True)
+    missing = unfinished(todo, {*finished}, {*records} if a.recorded else set())
     start, failed = time.monotonic(), []
-    missing = [job for job in todo if job not in finished]
     for job, run in run_all(missing, out, workers=workers, minutes=a.limit, **options):
         minutes = (time.monotonic() - start) / 60
         if isinstance(run, Exception):
@@ -297,12 +334,12 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             finished.append(job)
             print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.attack, run)}", flush=True)
-    records = [record(job, out) for job in todo if job in finished and job.seed != SURROGATE_SEED]
+    records |= {job: record(job, out) for job in todo if job in finished and job.seed != SURROGATE_SEED}
     if not records:
         raise SystemExit(f"otclib.table: no run is finished in {out}")
-    draw(records, a.figures, kind)
-    ours = [job for job in todo if job in finished and job.defense == "otcclip"]
-    if kind == "table" and ours:
+    draw(list(records.values()), a.figures, kind)
+    ours = [job for job in records if job.defense == "otcclip"]
+    if kind == "table" and ours and set(ours) <= set(finished):
         otclib.training.write_json(a.figures / "classes.json", by_class(ours, out, a.size))
     if a.publish:
         publish(a.figures, kind)

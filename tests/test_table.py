@@ -78,6 +78,34 @@ def test_a_run_of_another_configuration_is_no_result(small_table):
     config.write_text(before)
 
 
+def test_records_outlive_their_runs(small_table, tmp_path):
+    known = {"precision": "fp32", "epochs": 1, "size": 200}
+    file, runs = tmp_path / "results.json", tmp_path / "runs"
+    file.write_text((small_table / "figures" / "results.json").read_text())
+    arguments = ["--out", str(runs), "--figures", str(tmp_path), "--attacks", "badnets", "--seeds", "5", "--limit", "0"]
+    arguments += ["--precision", "fp32", "--epochs", "1"]
+    before = table.recorded(file, runs, **known)
+    table.main([*arguments, "--size", "200", "--defenses", "roclip"])
+    assert table.recorded(file, runs, **known) == before and not runs.exists()
+    with pytest.raises(ValueError, match="record of another run.*200 pairs, not 12000 and more; name another --fig"):
+        table.main(arguments)
+    assert table.recorded(file, runs, **known) == before
+
+
+def test_only_what_has_no_record_is_trained_and_what_it_needs():
+    clean, clip, repaired = (
+        Job(*names, 0) for names in (("none", "clip"), ("badnets", "clip"), ("badnets", "cleanclip"))
+    )
+    surrogate = Job("none", "clip", table.SURROGATE_SEED)
+    todo = [surrogate, clean, clip, repaired]
+    assert table.unfinished(todo, set(), set()) == [clean, clip, repaired], "nobody needs the surrogate"
+    assert table.unfinished(todo, {clean, clip}, set()) == [repaired]
+    assert table.unfinished(todo, set(), {*todo}) == []
+    assert table.unfinished(todo, set(), {clean, clip}) == [clean, clip, repaired], "a record is no model to repair"
+    assert table.unfinished(todo, {clean}, {clean, clip}) == [clip, repaired]
+    assert table.unfinished([surrogate, clean, Job("adaptive", "clip", 0)], {clean}, set())[0] == surrogate
+
+
 def test_where_accuracy_is_lost_adds_up(small_table):
     jobs = [Job("badnets", "clip", 5), Job("none", "clip", 5)]
     classes = table.by_class(jobs, small_table / "runs", 200)
