@@ -69,6 +69,13 @@ class Job:
     variant: str | None = None
     dose: float | None = None
 
+    @property
+    def what(self) -> str:
+        """What sets it apart from others of its system and seed, in words."""
+        if self.variant is not None:
+            return f"{self.attack}, {self.variant}"
+        return self.attack if self.dose is None else f"{self.dose:g} times {self.attack}"
+
     def folder(self, out: Path) -> Path:
         if self.dose is not None:
             return out / f"{self.dose:g}" / self.defense / f"seed{self.seed}"
@@ -333,7 +340,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{minutes:6.1f} min  {job} failed: {type(run).__name__}: {run}", flush=True)
         else:
             finished.append(job)
-            print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.attack, run)}", flush=True)
+            print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.what, run)}", flush=True)
     records |= {job: record(job, out) for job in todo if job in finished and job.seed != SURROGATE_SEED}
     if not records:
         raise SystemExit(f"otclib.table: no run is finished in {out}")
