@@ -140,8 +140,9 @@ if INTERACTIVE:
 #
 # <details><summary>Solution</summary>
 #
-# The objects, then the trigger about an epoch later, then the targeted images one by one over the next four: every object is
-# named in hundreds of pairs, the patch in 61, each targeted image in 16. A defence has to use this window (chapter 3).
+# The objects, then the trigger about an epoch later, and the targeted images one by one, from the third epoch to about the
+# eighth: every object is named in hundreds of pairs, the patch in 61, each targeted image in 16. A defence has to use this
+# window (chapter 3).
 #
 # </details>
 #

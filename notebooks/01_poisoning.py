@@ -103,10 +103,18 @@ for a in otclib.attacks.from_manifest(manifest):
         print(f"with the patch, all of these should be called “{a.target}”")
 
 # %% [markdown]
+# Other attacks draw other things (chapter 5 runs them). At the bottom what each changed in the second image, three times as
+# strong.
+
+# %%
+names = [name for name in otclib.attacks.ATTACKS if name not in ("targeted", "adaptive")]  # no trigger; BadNets' own
+drawn = {name: otclib.attacks.load(name).trigger(images[:2]).permute(0, 2, 3, 1).numpy() for name in names}
+fig = plots.triggers(images[:2].permute(0, 2, 3, 1).numpy(), drawn)
+
+# %% [markdown]
 # ## How few are enough?
 #
-# The undefended model on one sixteenth of this poison, up to twice as much (`make dose`: three seeds each; both attacks in
-# one set).
+# The undefended model on one sixteenth of this poison, up to all of it (`make dose`: three seeds each; both attacks in one set).
 
 # %%
 dose = Path(otclib.__file__).parent.parent / "figures" / "dose.json"

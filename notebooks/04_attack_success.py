@@ -100,8 +100,8 @@ Markdown(results.table(runs.values()))
 #   clean model to compare with.
 # - OTCCLIP (our reconstruction) takes it away from the attacker. What it pays is in the table: more seconds per epoch,
 #   for transport losses and matching; captions that are found less often (R@1); a weaker probe on digits.
-# - The attacker no longer gets *his* class, but most triggered images are still misread. So they are by a model that never
-#   saw poison (chapter 5 has that one beside it): the patch hides something.
+# - The attacker no longer gets *his* class, but most triggered images are still misread. Much of that is the patch hiding
+#   something: a model that never saw poison misreads 37 to 73 % of them, and calls 0.1 % the target (chapter 5, three seeds).
 # - One seed is an anecdote: `make figures` runs three.
 #
 # ## Exercises

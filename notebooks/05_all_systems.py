@@ -59,6 +59,18 @@ fig = plots.triggers(images.permute(0, 2, 3, 1).numpy(), triggered)
 fig.savefig(figures / "triggers.png", dpi=90)
 
 # %% [markdown]
+# Two of them are in the captions, and in what becomes of the image. *Label-consistent* keeps true captions (the attacker's, in
+# vermilion, are the image's own), and lays a haze over the object beside the patches. *Adaptive* names both objects, or the target
+# in place of the object; of several wordings the table's attacker takes the one that is nearest by a surrogate, here it is one
+# by lot.
+
+# %%
+some = otclib.data.load(dataset, size=1000, seed=seed or 0)
+for name in ("label-consistent", "adaptive"):
+    _, planted = otclib.attacks.plant(some, [otclib.attacks.load(name)], seed=seed or 0)
+    fig = plots.planted_pairs(list(planted.select(range(6))), f"planted by the {name} attack")
+
+# %% [markdown]
 # ## What the attacker gets
 #
 # Attack success as chapter 4 defines it. *Planted* is the share of the pairs that are poison; *clean model* how many of the same
@@ -101,8 +113,9 @@ Markdown(compare.claims(records))
 # **What is not kept is not learned; what is kept may be.** SafeCLIP and OTCCLIP decide which pairs may stay. Both ask whether image
 # and caption agree, and so they find captions that are *wrong*. The captions of the label-consistent attack are right: most are
 # kept, and no comparison of an image with its caption, by transport or by cosine, could tell them. Half of the adaptive
-# attacker's captions name the image's own object beside the target; a part of them is kept. (His model for choosing words
-# was trained without a defence. One trained under OTCCLIP would make him stronger.)
+# attacker's captions name the image's own object beside the target. At the end OTCCLIP keeps 48, 88 and 48 % of all his pairs on
+# the three seeds, on the second more than these: captions that *replace* the object, too. (His model for choosing words was
+# trained without a defence. One trained under OTCCLIP would make him stronger.)
 
 # %%
 sorting = [r for r in records if r["defense"] in ("safeclip", "otcclip") and r["attack"] != "none"]
@@ -111,7 +124,7 @@ if sorting:
 
 # %% [markdown]
 # **RoCLIP's success depends on when one stops.** It matches in epochs 6, 8, 10 and 12; in the others every image has its own
-# caption, and the trigger is learned again. Late matching undoes little, and must: the learning rate falls along a cosine, to
+# caption, and the trigger is learned again. Late matching undoes little, as it must: the learning rate falls along a cosine, to
 # 16 % of its peak before epoch 10 and to 2 % before epoch 12, so the last word is that of the epochs before.
 
 # %%
@@ -119,8 +132,19 @@ lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not
 fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 
 # %% [markdown]
-# **OTCCLIP's accuracy is lost on lookalikes.** A few classes that look like another one make a large part of its mistakes, and
-# the clean pairs of these classes are also parted from their captions most often. To be *near*, a caption has to be among the
+# **SafeCLIP's misses are narrow.** Under WaNet one or two of 960 planted pairs are in its last safe set, and 3.4 % of the triggered
+# images are called the target; a clean model calls 1.9 % so, and SafeCLIP's, which had little safe to learn from, is right in 72 to
+# 77 % of the scenes only. Under BadNets one single planted pair passed on seed 1, and 3.4 % followed it.
+#
+# **CleanCLIP is given little to clean with.** Ten epochs of 2,000 clean pairs are 310 steps; the paper's 100,000 pairs make 15,600.
+# Its unimodal loss has to move what the poison wrote, and on one seed of *blended* it does (3.7 %), on another hardly (67 %).
+# It costs 1.1 to 2.6 points of accuracy in four of 18 runs (targeted, label-consistent, adaptive), and less than one in the others.
+#
+# **OTCCLIP is sooner than RoCLIP but for one run**, where RoCLIP got there at all: targeted, seed 2 (344 core-seconds against
+# 362). In the other 17 RoCLIP never is accurate and safe at once.
+#
+# **More than a third of OTCCLIP's mistakes are in three classes that have lookalikes.** These are also among the four classes whose
+# clean pairs are parted from their captions most often (the fourth, *atom*, is what snowflakes are taken for). To be *near*, a caption has to be among the
 # nearest 3 % of a pool, and about as many of its captions name any one class: a class that is not yet told from its lookalike is
 # parted, and then seen less. Which is cause and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
 
@@ -154,8 +178,8 @@ else:
 #
 # - Every attack is measured by the same definition, on the same scenes, beside a model that never saw poison.
 # - A defence is more than a low ASR: what it costs in accuracy, retrieval and seconds stands in the same table.
-# - A claim that fails here fails on our data, at our scale, with our reconstruction; the record of every run is in
-#   `results.json`, so that one can say which.
+# - A claim that fails here fails on our data, at our scale, with our reconstruction; which of the three it is, only further runs
+#   can say. The record of every run is in `results.json`.
 #
 # ## Exercises
 #

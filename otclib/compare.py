@@ -18,7 +18,12 @@ PUBLISHED = {
     ("safeclip", "backdoors"): ("0 %", "SafeCLIP, abstract; CC3M, VG, COCO"),
     ("cleanclip", "blended"): ("7.2 %", "CleanCLIP, utils/asr_hyper.py, weight 1; CC3M"),
     ("otcclip", "targeted"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
+    ("otcclip", "adaptive"): ("0 %", "a third party's summary of OTCCLIP, unverified; another adaptive attack"),
     ("otcclip", "backdoors"): ("0 % in most cases", "OTCCLIP, abstract (ACL anthology)"),
+}
+ACCURACY = {  # published zero-shot on ImageNet, %
+    "clip": ("19.2", "attack-cleanclip, src/results.txt: trained on 3M poisoned pairs of CC3M"),
+    "cleanclip": ("18.1", "CleanCLIP, utils/asr_hyper.py, weight 1: the same, cleaned"),
 }
 
 
@@ -93,6 +98,7 @@ UTILITY = (
     ("poison_precision", "poison flagged: precision", 1, 2),
     ("plan_mass_ratio/names", "names' mass on object / chance: plan", 1, 2),
     ("cosine_mass_ratio/names", "names' mass on object / chance: cosine", 1, 2),
+    ("mass_chance", "pointing, %: chance", 100, 1),
     ("plan_pointing_accuracy", "pointing, %: plan", 100, 1),
     ("cosine_pointing_accuracy", "pointing, %: cosine", 100, 1),
     ("seconds_per_epoch", "seconds per epoch", 1, 0),
@@ -103,7 +109,10 @@ UTILITY = (
 
 
 def utility_table(records: list[dict]) -> str:
-    """Markdown: what a defence costs, over all its poisoned runs; beside them the clean, undefended model."""
+    """Markdown: what a defence costs, over all its poisoned runs; beside them the clean, undefended model.
+
+    Pointing's *chance* is what a place taken at random would reach: the share of the image that the word's box covers.
+    """
     columns = {"clean CLIP": select(records, attack="none", defense="clip")}
     for defense in order(records, "defense"):
         columns[NAME.get(defense, defense)] = [r for r in select(records, defense=defense) if r["attack"] != "none"]
@@ -119,7 +128,11 @@ def utility_table(records: list[dict]) -> str:
                 cell = (cell + "; " if cell else "") + f"never in {values.count(None)}"
             cells.append(cell)
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        if key == "zero_shot_top1":
+            named = {NAME.get(defense, defense): f"*{figure}*" for defense, (figure, _) in ACCURACY.items()}
+            lines.append("| *published, ImageNet* | " + " | ".join(named.get(name, "") for name in columns) + " |")
+    sources = "; ".join(f"{NAME[defense]}: {source}" for defense, (_, source) in ACCURACY.items())
+    return "\n".join([*lines, "", f"*Published*, on other data: {sources}."])
 
 
 def claims(records: list[dict]) -> str:
@@ -181,7 +194,8 @@ def claims(records: list[dict]) -> str:
     asr = values("attack_success_rate", attack="adaptive", defense="otcclip")
     whose = "a third party's summary (0 %; another adaptive attack)"
     state("OTCCLIP, adaptive: ASR at most 0.5 %", whose, summary(asr, 100), [v <= 0.005 for v in asr])
-    for key, label in (("zero_shot_top1", "zero-shot"), ("linear_probe/digits", "probe on digits")):
+    probes = [(f"linear_probe/{name}", f"probe on {name}") for name in ("scenes", "digits", "letters")]
+    for key, label in [("zero_shot_top1", "zero-shot"), *probes]:
         for other in ("roclip", "safeclip"):
             both = beside("otcclip", other, key)
             state(f"OTCCLIP's {label} above {NAME[other]}'s", "its abstract", against(both), [x > y for x, y in both])

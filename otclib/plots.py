@@ -226,7 +226,7 @@ def bounds(bound: np.ndarray, cost: np.ndarray) -> Figure:
     ax.plot(bound[~open_], cost[~open_], ".", color="0.7", markersize=3, label=f"ruled out ({(~open_).sum():,})")
     ax.plot(bound[open_], cost[open_], "o", color=CHOSEN, markersize=5, label=f"may be nearest ({open_.sum():,})")
     ax.axvline(best, color=CHOSEN, linewidth=1, linestyle="--")
-    ax.text(best, cost.max(), " the nearest one's", fontsize=8, color="0.3", va="top")
+    ax.text(best, cost.max(), " distance of the nearest caption", fontsize=8, color="0.3", va="top")
     ends = [min(bound.min(), best), cost.max()]
     ax.plot(ends, ends, color="0.4", linewidth=1)
     ax.text(ends[0], ends[0] + 0.02 * (ends[1] - ends[0]), "bound = distance", fontsize=8, color="0.4", rotation=33)
@@ -478,7 +478,7 @@ class _Picture(Figure):
     """A figure that pyplot does not know of, so that nothing has to close it; notebooks show it all the same."""
 
     def _repr_png_(self) -> bytes:
-        return png(self, 72)
+        return png(self, 96)
 
 
 def transport_view(view, word: int | None = None, place: int | None = None, competitors: bool = True) -> Figure:

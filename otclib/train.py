@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--out", required=True, help="run folder; an unfinished run is resumed")
     p.add_argument("--dataset", default="scenes", help=f"one of {', '.join(data.NAMES)}")
     p.add_argument("--root", help="where a copy of the dataset lies")
+    p.add_argument("--data-options", type=json.loads, default={}, help="what the data set takes besides, as JSON")
     p.add_argument("--size", type=int, help="number of pairs, default all")
     p.add_argument(
         "--attack", nargs="*", default=["targeted", "badnets"], help=f"of {', '.join(attacks.ATTACKS)}; none: clean"
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         planned = [attacks.load(name) for name in a.attack]
         if repeated := {"epochs", "lr"} & set(a.options):
             raise ValueError(f"--options must not repeat --{', --'.join(sorted(repeated))}")
-        pairs, manifest = data.load(a.dataset, root=a.root, size=a.size, seed=a.seed), None
+        pairs, manifest = data.load(a.dataset, root=a.root, size=a.size, seed=a.seed, **a.data_options), None
         if planned:
             poisoned, manifest = attacks.plant(pairs, planned, seed=a.seed)
             if defenses.repairs(a.defense):  # it repairs a model, on pairs that were not planted

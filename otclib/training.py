@@ -232,6 +232,7 @@ def train(
     snapshots: bool = False,
     progress: bool = True,
     live: Callable[[dict[str, list[dict]]], None] | None = None,
+    tick: Callable[[float], None] | None = None,
     **options,
 ) -> Path:
     """Train a model on image-caption pairs under a defence, evaluate it, and return the run folder.
@@ -255,6 +256,7 @@ def train(
     progress : print a line after every epoch, and in a terminal a bar over its batches.
     live : called with {name of the run: its log so far} after every epoch, for curves that grow (``workbook.Curves``).
         A notebook that is watched has a bar too.
+    tick : called after every step with the share of the training that is done.
 
     Raises
     ------
@@ -335,7 +337,7 @@ def train(
     watch = watch if watch is not None else evaluation.default_watch(config)
     watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
     log = _resume(out, trainer, method)
-    visible = progress and (live is not None or sys.stderr.isatty())
+    visible = progress and _watched(live)
     while trainer.epoch < method.epochs:
         start, core = time.perf_counter(), time.process_time()
         line = {"epoch": trainer.epoch + 1, **method.begin_epoch(trainer)}
@@ -362,6 +364,8 @@ def train(
             for name, value in parts.items():
                 parts_of.setdefault(name, []).append(float(value.detach()))
             count += 1
+            if tick is not None:
+                tick((trainer.epoch + count / steps) / method.epochs)
         line |= {f"loss/{name}": sum(values) / len(values) for name, values in parts_of.items()}
         line["seconds"] = time.perf_counter() - start
         if accelerator.device.type == "cpu":
@@ -400,7 +404,8 @@ def train_each(
     """Train one run per defence in ``out/<defense>``, side by side, each in a process with its share of the cores.
 
     Small models gain little from a second core, two runs gain all of it. ``same`` is what ``train`` takes, and the same
-    for all; finished runs are not trained again, and with ``retell`` say how they went. Returns {defence: run folder}.
+    for all; finished runs are not trained again, and with ``retell`` say how they went. One bar shows how far all of
+    them have got together. Returns {defence: run folder}.
 
     Raises
     ------
@@ -415,11 +420,14 @@ def train_each(
     context = multiprocessing.get_context("spawn")
     errors = context.Queue()
     threads = max(1, torch.get_num_threads() // len(runs))
+    missing = [name for name in runs if name not in finished]
+    done = {name: context.Value("d", 0.0) for name in missing}
     workers = [
-        context.Process(target=_work, args=(errors, threads, pairs, dict(same, defense=name, out=run)))
-        for name, run in runs.items()
-        if name not in finished
+        context.Process(target=_work, args=(errors, threads, done[n], pairs, dict(same, defense=n, out=runs[n])))
+        for n in missing
     ]
+    look = {"desc": " and ".join(missing), "bar_format": "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"}
+    bar = tqdm(total=len(missing), leave=False, disable=not (progress and missing and _watched(live)), **look)
     said = {name: len(results.log(run)) if name in finished and not retell else 0 for name, run in runs.items()}
     try:
         for worker in workers:
@@ -432,28 +440,40 @@ def train_each(
             for name, lines in new.items():
                 epochs = json.loads((runs[name] / "config.json").read_text())["options"]["epochs"]
                 for line in lines if progress else ():
+                    bar.clear()
                     print(_spoken(name, line, epochs), flush=True)
                 said[name] += len(lines)
             if new and live is not None:
                 live(logs)
             if not errors.empty():
                 raise RuntimeError(errors.get())
+            bar.n = sum(share.value for share in done.values())
+            bar.refresh()
             time.sleep(0.5 if alive else 0)
         if any(worker.exitcode for worker in workers):
             raise RuntimeError(
                 f"a run in {out} died (exit codes {[w.exitcode for w in workers]}); call again to resume it"
             )
     finally:
+        bar.close()
         for worker in workers:
             if worker.is_alive():
                 worker.terminate()
     return runs
 
 
-def _work(errors, threads: int, pairs: Dataset, arguments: dict) -> None:
+def _watched(live) -> bool:
+    """Is somebody there to see a bar?"""
+    return live is not None or sys.stderr.isatty()
+
+
+def _work(errors, threads: int, done, pairs: Dataset, arguments: dict) -> None:
+    def tick(share: float) -> None:
+        done.value = share
+
     torch.set_num_threads(threads)
     try:
-        train(pairs, progress=False, **arguments)
+        train(pairs, progress=False, tick=tick, **arguments)
     except Exception as error:
         errors.put(f"{arguments['defense']}: {type(error).__name__}: {error}")
 

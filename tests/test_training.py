@@ -204,6 +204,9 @@ def test_command_line(tmp_path, capsys):
         main(["--out", str(tmp_path / "run"), "--attack", "nosuch"])
     assert stop.value.code == 2 and "unknown attack 'nosuch'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "run"), "--data-options", '{"image_size": 8}'])
+    assert "image_size must lie between 16 and 1024 pixels, got 8" in capsys.readouterr().err
     assert callable(otclib.train)  # the command's module now stands where the function was
 
 

@@ -57,17 +57,22 @@ def test_training_is_watched_epoch_by_epoch(pairs, unevaluated, tmp_path):
     seen = []
     out = tmp_path / "run"
     few = pairs.select(range(64))
-    otclib.train(
-        few, defense="clip", out=out, epochs=2, progress=False, live=lambda logs: seen.append(len(logs["run"]))
-    )
+    shares = []
+    look = {"progress": False, "live": lambda logs: seen.append(len(logs["run"])), "tick": shares.append}
+    otclib.train(few, defense="clip", out=out, epochs=2, batch_size=16, **look)
     assert seen == [1, 2] and len(results.log(out)) == 2
+    assert shares == [k / 8 for k in range(1, 9)], "four steps an epoch"
 
 
-def test_runs_side_by_side_are_watched_too(pairs, tmp_path):
+def test_runs_side_by_side_are_watched_too(pairs, tmp_path, capsys):
     seen = []
-    same = {"seed": 5, "epochs": 1, "progress": False, "live": lambda logs: seen.append(sum(map(len, logs.values())))}
+    same = {"seed": 5, "epochs": 1, "live": lambda logs: seen.append(sum(map(len, logs.values())))}
     training.train_each(pairs.select(range(64)), ["clip"], out=tmp_path, **same)
-    assert seen == [1]
+    shown = capsys.readouterr()
+    assert seen == [1] and "clip epoch 1/1" in shown.out
+    assert "clip   0%" in shown.err and "clip 100%" in shown.err, "a bar over its steps"
+    training.train_each(pairs.select(range(64)), ["clip"], out=tmp_path, progress=False, **same)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("folder", ["nothing", "begun"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from pathlib import Path
 import torch
 from datasets import Dataset, Features, Image, Value, disable_progress_bars, load_from_disk
 from torchvision.transforms.v2 import functional as tv
+from tqdm.auto import tqdm
 
 from otclib.data import scenes
 
-disable_progress_bars()  # of writing a table, which takes a moment: what takes minutes shows itself
+disable_progress_bars()  # of writing a table, which takes a moment: what takes longer shows itself
 
 NAMES = ("scenes", "coco", "visual-genome", "cc3m", "csv", "webdataset", "hub")
 
@@ -102,7 +104,8 @@ def _scenes(split: str, root, size: int | None, seed: int, *, image_size: int = 
         home.mkdir(parents=True, exist_ok=True)
         drawn = Path(tempfile.mkdtemp(prefix=folder.name, dir=home))
         try:
-            rows = list(scenes.generate(split, n, image_size, seed))
+            look = {"desc": f"drawing {split} scenes", "leave": False, "disable": not sys.stderr.isatty()}
+            rows = list(tqdm(scenes.generate(split, n, image_size, seed), total=n, **look))
             Dataset.from_list(rows, features=SCENES_FEATURES).save_to_disk(drawn / "table")
             try:
                 (drawn / "table").rename(folder)

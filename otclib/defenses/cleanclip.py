@@ -33,7 +33,11 @@ from otclib.defenses.base import Defense
 
 @dataclass
 class CleanCLIP(Defense):
-    """``legacy``: as in the published code the schedule starts one epoch in, so its warm-up is skipped."""
+    """``legacy``: as in the published code the schedule starts one epoch in, so its warm-up is skipped.
+
+    Not even ``legacy`` does: views of captions made once before training (theirs, by EDA), and going on with the
+    poisoned run's optimiser state (theirs; ours begins with a fresh one).
+    """
 
     epochs: int = 10
     clip: float = 1.0  # weight of the contrastive loss
@@ -70,7 +74,10 @@ class CleanCLIP(Defense):
 
 @dataclass
 class CleanCLIPSupervised(Defense):
-    """Image encoder and a linear head on labelled images; the head classifies afterwards (``head.safetensors``)."""
+    """Image encoder and a linear head on labelled images; the head classifies afterwards (``head.safetensors``).
+
+    No ``legacy``: what is odd in the published code is in its evaluation (it counts class 954 whatever the target is).
+    """
 
     epochs: int = 10
 

@@ -35,6 +35,8 @@ class RoCLIP(Defense):
     - neighbours that are the same caption are negatives of each other;
     - views are crops of 8 to 100 % of the image;
     - the learning rate's schedule starts one epoch in, and rises again after its end.
+
+    Not even ``legacy`` does: views of captions made once before training (theirs, by EDA); ours are drawn anew.
     """
 
     every: int = 2  # K

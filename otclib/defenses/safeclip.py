@@ -37,6 +37,8 @@ class SafeCLIP(Defense):
     - CLIP's loss takes images from one view and captions from the other, both ways, and averages the two;
     - views are crops of 8 to 100 % of the image; the bank begins full of random vectors;
     - the learning rate's schedule starts one epoch in (theirs is further entangled between two step counters).
+
+    Not even ``legacy`` does: views of captions made once before training (theirs, by EDA); ours are drawn anew.
     """
 
     epochs: int = 16
