@@ -428,19 +428,20 @@ def ablation(records: Sequence[Mapping]) -> Figure:
     """OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
     variants = list(dict.fromkeys(r["variant"] for r in records))
     panels = (
-        ("zero_shot_top1", "zero-shot, %", 100),
-        ("attack_success_rate", "BadNets ASR, %", 100),
-        ("targets_hit", "targets hit, of 16", 1),
-        ("plan_mass_ratio/names", "names' mass on object / chance", 1),
+        ("zero_shot_top1", "zero-shot, %", 100, 100),
+        ("attack_success_rate", "BadNets ASR, %", 100, 100),
+        ("targets_hit", "targets hit, of 16", 1, 16),
+        ("plan_mass_ratio/names", "names' mass on object / chance", 1, 4),
     )
     fig, axes = plt.subplots(1, 4, figsize=(11, 0.55 + 0.38 * len(variants)), sharey=True, layout="constrained")
-    for ax, (key, title, factor) in zip(axes, panels):
+    for ax, (key, title, factor, most) in zip(axes, panels):
         for y, variant in enumerate(variants):
             values = [factor * r[key] for r in records if r["variant"] == variant and r.get(key) is not None]
             colour = CLEAN if variant == "full" else NEUTRAL
             ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.7, markersize=5)
             if values:
                 ax.plot(np.mean(values), y, "|", color=colour, markersize=15, markeredgewidth=2)
+        ax.set(xlim=(-0.04 * most, 1.04 * most), xticks=np.linspace(0, most, 5))
         ax.set_xlabel(title, fontsize=9)
         ax.grid(axis="x", alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
