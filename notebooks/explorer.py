@@ -43,7 +43,7 @@ explorer = Explorer(runs, poisoned, manifest=manifest)
 # ## For readers without a kernel
 #
 # The same view as a picture for papers and slides (`.svg` and `.pdf` work too), and as one page with working sliders, which
-# opens from a disk.
+# opens from a disk: here of one pair; without `pairs` it has six, and takes a few minutes.
 
 # %%
 figures = Path(out) / "figures"
@@ -51,7 +51,7 @@ figures.mkdir(parents=True, exist_ok=True)
 pair = explorer.choices()[0][1]
 fig = explorer.figure(pair, run=defense[-1])
 fig.savefig(figures / "explorer.pdf")
-page = explorer.save_html(figures / "explorer.html", progress=INTERACTIVE)
+page = explorer.save_html(figures / "explorer.html", [pair], progress=INTERACTIVE)
 print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
 fig
 

@@ -113,6 +113,7 @@ class Explorer:
         self.vocabulary = {w for c in self.captions for w in _words(c)} if trained else None
         self._networks: dict[str, tuple[Path | str, nn.Module, object]] = {}
         self._pools: OrderedDict[tuple, TokenSets] = OrderedDict()
+        self._to_pool: OrderedDict[tuple, dict[str, list[float]]] = OrderedDict()
 
     # -- one view ----------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class Explorer:
             reg=reg,
             unbalanced=unbalanced,
             pool=len(self.pool),
-            ranking=self._ranking(self._pool(run, epoch), image, text, caption, reg, top),
+            ranking=self._ranking((run, epoch, pair, reg), image, text, caption, top),
             title=run if len(epochs) == 1 else f"{run}, {_after(epoch)}",
         )
 
@@ -231,16 +232,27 @@ class Explorer:
         given = torch.stack([has[c].sum() for c in columns])
         return plan.cpu().numpy(), solved, given.cpu().numpy(), [s.text for s in spans]
 
-    def _ranking(self, pool: TokenSets, image, text, caption: str, reg: float, top: int):
-        own = TokenSets.of(text)
-        everyone = torch.arange(len(pool))[None]
-        by = {
-            "transport": (distances(image, own, torch.zeros(1, 1).long(), reg), distances(image, pool, everyone, reg)),
-            "cosine": (1 - image.pooled @ own.pooled.T, 1 - image.pooled @ pool.pooled.T),
+    def _distances(self, key: tuple, image) -> dict[str, list[float]]:
+        """The image's distances to the captions of the pool; ``key``: run, epoch, pair, reg. Kept for the next view."""
+        if key not in self._to_pool:
+            run, epoch, _, reg = key
+            pool = self._pool(run, epoch)
+            everyone = torch.arange(len(pool))[None]
+            by = {"transport": distances(image, pool, everyone, reg), "cosine": 1 - image.pooled @ pool.pooled.T}
+            self._to_pool[key] = {name: found[0].tolist() for name, found in by.items()}
+            if len(self._to_pool) > 1000:
+                self._to_pool.popitem(last=False)
+        return self._to_pool[key]
+
+    def _ranking(self, key: tuple, image, text, caption: str, top: int):
+        own, reg = TokenSets.of(text), key[-1]
+        to_own = {
+            "transport": distances(image, own, torch.zeros(1, 1).long(), reg),
+            "cosine": 1 - image.pooled @ own.pooled.T,
         }
         out = {}
-        for name, (mine, others) in by.items():
-            mine, others = float(mine), others[0].tolist()
+        for name, others in self._distances(key, image).items():
+            mine = float(to_own[name])
             rest = [(c, d) for c, d in zip(self.pool, others) if c != caption]
             rank = 1 + sum(d < mine for _, d in rest)
             out[name] = rank, sorted([*rest, (caption, mine)], key=lambda pair: pair[1])[:top]
