@@ -37,7 +37,7 @@ table: setup  # every system against every attack, three seeds: 5 hours on two c
 ablation: setup  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores
 	$(BIN)/python -m otclib.table --ablation --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
 
-dose: setup  # the undefended model on more and more poison, three seeds: 45 minutes on two cores
+dose: setup  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
 	$(BIN)/python -m otclib.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 01_poisoning
 
 batch: setup  # chapter 6 for every data set, attack, defence and seed of notebooks/batch.yaml, under Snakemake; it resumes

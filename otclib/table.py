@@ -56,7 +56,7 @@ ADDED = {  # what is ours
 }
 ABLATION = PARTS | ADDED
 BY_EPOCH = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")  # kept of each run
-DOSES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # times the copies and the rate that the attacks have by default
+DOSES = (1 / 8, 1 / 4, 1 / 2, 1)  # times the copies and the rate that the attacks have by default
 
 
 @dataclass(frozen=True)
