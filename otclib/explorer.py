@@ -13,10 +13,12 @@ word may leave mass at home, for rho times the Kullback-Leibler divergence of wh
 from __future__ import annotations
 
 import difflib
+import functools
+import gc
 import html
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class View:
 
     ``plan`` [N, W] float32 sums to the mass that is moved (1 unless unbalanced); ``weights`` [W] what every word has.
     ``ranking``: for ``transport`` and ``cosine`` the rank of this caption (1: nearest) among ``pool`` + 1, and the
-    nearest captions with their distances.
+    nearest captions with their distances; computed when it is first asked for, as the pool may have to be encoded.
     """
 
     image: np.ndarray  # [S, S, 3] uint8
@@ -57,8 +59,12 @@ class View:
     reg: float
     unbalanced: float | None
     pool: int
-    ranking: dict[str, tuple[int, list[tuple[str, float]]]]
+    rank: Callable[[], dict[str, tuple[int, list[tuple[str, float]]]]]  # makes the ranking
     title: str = ""
+
+    @functools.cached_property
+    def ranking(self) -> dict[str, tuple[int, list[tuple[str, float]]]]:
+        return self.rank()
 
     def maps(self) -> np.ndarray:
         """Every word's mass over the places, as a share of what it has [W, rows, columns]."""
@@ -169,7 +175,7 @@ class Explorer:
             reg=reg,
             unbalanced=unbalanced,
             pool=len(self.pool),
-            ranking=self._ranking((run, epoch, pair, reg), image, text, caption, top),
+            rank=functools.partial(self._ranking, (run, epoch, pair, reg), image, text, caption, top),
             title=run if len(epochs) == 1 else f"{run}, {_after(epoch)}",
         )
 
@@ -290,8 +296,24 @@ class Explorer:
         return page.write(self, path, pairs, **options)
 
 
+def _undisturbed(act):
+    """Keep Python's garbage collector out of ``act``: to look through all that torch has loaded takes half a second."""
+
+    @functools.wraps(act)
+    def quietly(*arguments):
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return act(*arguments)
+        finally:
+            if collecting:
+                gc.enable()
+
+    return quietly
+
+
 class Panel:
-    """The widgets around ``plots.transport_view``. ``milliseconds``: what the last redraw took."""
+    """The widgets around ``plots.transport_view``. ``milliseconds``: what the last picture took."""
 
     def __init__(self, explorer: Explorer, dpi: int = 88):
         import ipywidgets as w
@@ -366,6 +388,7 @@ class Panel:
         self._set(self.epoch, options=epochs, value=kept)
         self._read()
 
+    @_undisturbed
     def _read(self) -> None:
         """Compute the view that the widgets ask for, and draw it; or say why not, and leave the picture."""
         start = time.perf_counter()
@@ -391,9 +414,10 @@ class Panel:
         if tuple(places) != self.place.options:
             self._set(self.place, options=places, value=NOWHERE)
         self.view = view
-        self.nearest.value = _listed(view)
         self._draw(start)
+        self.nearest.value = _listed(view)  # last: the picture need not wait for it
 
+    @_undisturbed
     def _draw(self, start: float | None = None) -> None:
         start = time.perf_counter() if start is None else start
         place = None if self.place.value == NOWHERE else self.place.value

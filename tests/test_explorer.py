@@ -1,6 +1,7 @@
 """The transport explorer: its numbers against the library's, its widgets, its figure and its page."""
 
 import base64
+import gc
 import io
 import json
 import re
@@ -156,6 +157,19 @@ def test_every_widget_redraws(panel, explorer):
         after = pixels(panel)
         assert before.shape == after.shape and (before != after).any(), (widget.description, value)
         assert not panel.message.value and panel.milliseconds > 0
+
+
+def test_the_picture_comes_first_and_is_not_held_up(panel, explorer, monkeypatch):
+    """The nearest captions may need the whole pool encoded; a full garbage collection takes half a second."""
+    said = []
+    for widget, name in ((panel.picture, "picture"), (panel.nearest, "captions")):
+        widget.observe(lambda _, name=name: said.append((name, gc.isenabled())), "value")
+    rank = explorer._distances
+    monkeypatch.setattr(explorer, "_distances", lambda *of: said.append("ranked") or rank(*of))
+    panel.run.value, panel.epoch.value = "otcclip", "1"
+    said.clear()
+    panel.epoch.value = LAST
+    assert said == [("picture", False), "ranked", ("captions", False)] and gc.isenabled()
 
 
 def test_an_unknown_word_leaves_the_picture_and_says_so(panel):
