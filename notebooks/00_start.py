@@ -87,7 +87,7 @@ fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image 
 # %% [markdown]
 # ## 2. Train on it, undefended
 #
-# Zero-shot accuracy rises as it should. It ends two or three points below that of a model trained on clean pairs, which nobody
+# Zero-shot accuracy rises as it should. It ends about three points below that of a model trained on clean pairs, which nobody
 # notices who has no such model. The two other curves tell. (Stop whenever you like: run the cell again, and it goes on where
 # it was.)
 
@@ -140,7 +140,7 @@ if INTERACTIVE:
 #
 # <details><summary>Solution</summary>
 #
-# The objects, then the trigger about an epoch later, and the targeted images one by one, from the third epoch to about the
+# The objects, then the trigger about an epoch later, and the targeted images one by one, from the second epoch to about the
 # eighth: every object is named in hundreds of pairs, the patch in 61, each targeted image in 16. A defence has to use this
 # window (chapter 3).
 #

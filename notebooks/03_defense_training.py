@@ -163,7 +163,7 @@ fig.savefig(figures / "separation.png", dpi=150)
 # ## Summary
 #
 # - Without a defence the planted pairs are learned like any others: the objects first, the trigger an epoch later, the targeted
-#   images one by one, from the third epoch to about the eighth.
+#   images one by one, from the second epoch to about the eighth.
 # - It is a race, and what is learned first is trusted. The robust warm-up lets the objects win it; then a caption that
 #   names none of them is *far*, and is replaced or left out.
 # - A pair that is near stays. Re-assigning every caption would make a few captions serve all images.

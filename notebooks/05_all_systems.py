@@ -132,9 +132,11 @@ lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not
 fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 
 # %% [markdown]
-# **SafeCLIP's misses are narrow.** Under WaNet one or two of 960 planted pairs are in its last safe set, and 3.4 % of the triggered
-# images are called the target; a clean model calls 1.9 % so, and SafeCLIP's, which had little safe to learn from, is right in 72 to
-# 77 % of the scenes only. Under BadNets one single planted pair passed on seed 1, and 3.4 % followed it.
+# **SafeCLIP's other misses are narrow.** Its slow epochs see all pairs, and learn of the trigger: on the validation scenes 4 to 37 %
+# follow BadNets after them, 33 to 42 % WaNet. From then on hardly a planted pair is in the safe set (at most five of 60 and eight
+# of 960, at the end none to two), and the trigger fades: to 3.4 % for BadNets on seed 1, where it had been learned best, and to 3.4 %
+# on average for WaNet, where a clean model calls 1.9 % the target, and SafeCLIP's, which had little safe to learn from, is right in 72
+# to 77 % of the scenes only.
 #
 # **CleanCLIP is given little to clean with.** Ten epochs of 2,000 clean pairs are 310 steps; the paper's 100,000 pairs make 15,600.
 # Its unimodal loss has to move what the poison wrote, and on one seed of *blended* it does (3.7 %), on another hardly (67 %).
@@ -146,7 +148,7 @@ fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 # **More than a third of OTCCLIP's mistakes are in three classes that have lookalikes.** These are also among the four classes whose
 # clean pairs are parted from their captions most often (the fourth, *atom*, is what snowflakes are taken for). To be *near*, a caption has to be among the
 # nearest 3 % of a pool, and about as many of its captions name any one class: a class that is not yet told from its lookalike is
-# parted, and then seen less. Which is cause and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
+# parted (left out, or given another caption), and then seen less. Which is cause and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
 
 # %%
 if (figures / "classes.json").exists():
@@ -174,16 +176,17 @@ else:
     print("not run yet")
 
 # %% [markdown]
-# **No part alone stops the attacker**: without any of them ASR stays at or below 1.3 %, and two of 48 targets are hit at most. What
-# does, by all that our single runs show (README, notes from the bench), is the order of things: a robust warm-up, a matching, a
-# restart. The parts decide what is learned beside it. The intra-modal loss makes the start fast: after three epochs of warm-up 85 to
-# 89 % of the objects are known with it, 3 to 55 % without, and a matching by a model that knows little parts most pairs; some
-# runs stay at chance. Transport in the *matching* adds little: pooled features that were trained beside transport losses find nearly
+# **No part alone stops the attacker**: whichever is missing, ASR stays at or below 1.3 %, and at most two of a run's sixteen targets
+# are hit. What does, by all that our single runs show (README, notes from the bench), is the order of things: a robust warm-up, a
+# matching, a restart. The parts decide what is learned beside it. The intra-modal loss makes the start fast: after three epochs of
+# warm-up 85 to 89 % of the objects are known in the full system, 3 to 55 % without it, and a model that knows little parts most pairs:
+# of the clean ones the first matching leaves out 37 to 91 %, with that loss 13 to 17 %; some runs stay at chance. Transport in the *matching* adds little: pooled features that were trained beside transport losses find nearly
 # the same captions. And captions that fit must be allowed to stay.
 #
-# **This is where the claim on linear probes fails.** Without the inter-modal loss OTCCLIP's probe on digits is where clean CLIP's
-# is (90 %), with it nine points lower; on letters it costs two. It pulls an image's tokens towards words, and digits have none
-# here. But the digits are no good judge: the three runs that learned nothing have the best probes of all.
+# **This is why the probe on digits is so low.** Without the inter-modal loss it is at 90 %, two points above clean CLIP's, and with it
+# nine points lower; on letters that loss costs two. It pulls an image's tokens towards words, and digits have none here. (The claim
+# would fail without it, too: RoCLIP and SafeCLIP are at 91 and 92 %.) But the digits are no good judge: of all these runs the three
+# that learned nothing have the best probes on them, and the worst on letters.
 
 # %%
 if (figures / "ablation.json").exists():

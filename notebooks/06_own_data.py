@@ -20,12 +20,13 @@
 # | `coco` | `annotations/captions_train2017.json`, the instances beside it, and the images | `{"labels": "largest"}`: the largest object |
 # | `visual-genome` | `region_descriptions.json` and the images | none |
 # | `cc3m` | the TSV of captions and the images, or img2dataset's output | none |
-# | `webdataset` | tars of samples | their `.cls` files |
+# | `webdataset` | tars of samples | none to ask for: their `.cls` files |
 # | `hub` | what Hugging Face's `datasets` saved, parquet files, an image folder; or a name on the hub, as `path` | `{"label_column": "label"}` |
 #
 # The last column goes into `dataset_options`, and `{}` where there is none. Without labels a backdoor can be planted (your
 # captions name its target), but neither zero-shot accuracy nor success can be measured, and the targeted attack is refused:
-# it asks what an image shows. `help(otclib.data.captions)` has the details. `scenes` needs nothing.
+# it asks what an image shows. `help(otclib.data.captions)` has the details. `scenes`, with
+# `dataset_options = {}`, needs no `root`.
 
 # %% tags=["parameters"]
 dataset = "csv"  # see the table

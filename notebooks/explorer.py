@@ -58,7 +58,7 @@ fig
 # %% [markdown]
 # ## With a kernel
 #
-# Everything is reached by Tab and moved by the arrow keys. A click on the picture chooses a word or a place, too.
+# A click on the picture chooses a word or a place, too.
 
 # %%
 if INTERACTIVE:

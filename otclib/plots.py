@@ -445,8 +445,7 @@ def ablation(records: Sequence[Mapping]) -> Figure:
         ax.set_xlabel(title, fontsize=9)
         ax.grid(axis="x", alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(yticks=range(len(variants)), yticklabels=variants)
-    axes[0].invert_yaxis()
+    axes[0].set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.4, -0.6))
     return fig
 
 
