@@ -47,6 +47,7 @@ PARTS = {  # of the paper's
     "no intra-modal loss": {"intra": 0.0},
     "global only": {"global_weight": 1.0, "inter": 0.0, "intra": 0.0},
     "captions always re-assigned": {"own": False},
+    "no matching": {"keep": 1.0},
 }
 ADDED = {  # what is ours
     "no restart": {"restart": False},
