@@ -145,10 +145,11 @@ fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 # **OTCCLIP is sooner than RoCLIP but for one run**, where RoCLIP got there at all: targeted, seed 2 (344 core-seconds against
 # 362). In the other 17 RoCLIP never is accurate and safe at once.
 #
-# **More than a third of OTCCLIP's mistakes are in three classes that have lookalikes.** These are also among the four classes whose
-# clean pairs are parted from their captions most often (the fourth, *atom*, is what snowflakes are taken for). To be *near*, a caption has to be among the
-# nearest 3 % of a pool, and about as many of its captions name any one class: a class that is not yet told from its lookalike is
-# parted (left out, or given another caption), and then seen less. Which is cause and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
+# **More than a third of OTCCLIP's mistakes are in three classes that have lookalikes.** These are also among the four classes
+# whose clean pairs are parted from their captions most often (the fourth, *atom*, is what snowflakes are taken for). To be
+# *near*, a caption has to be among the nearest 3 % of a pool, and about as many of its captions name any one class: a class
+# that is not yet told from its lookalike is parted (left out, or given another caption), and then seen less. Which is cause
+# and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
 
 # %%
 if (figures / "classes.json").exists():
@@ -164,7 +165,7 @@ if (figures / "classes.json").exists():
 # ## What each part of OTCCLIP does
 #
 # One part missing at a time, with the targeted attack and BadNets in one set. *Global only* compares and aligns pooled features
-# alone: what is left when transport is taken out altogether.
+# alone: what is left when transport is taken out altogether. In the last four rows what is ours and not the paper's is changed.
 
 # %%
 if (figures / "ablation.json").exists():
@@ -176,12 +177,23 @@ else:
     print("not run yet")
 
 # %% [markdown]
-# **No part alone stops the attacker**: whichever is missing, ASR stays at or below 1.3 %, and at most two of a run's sixteen targets
-# are hit. What does, by all that our single runs show (README, notes from the bench), is the order of things: a robust warm-up, a
-# matching, a restart. The parts decide what is learned beside it. The intra-modal loss makes the start fast: after three epochs of
-# warm-up 85 to 89 % of the objects are known in the full system, 3 to 55 % without it, and a model that knows little parts most pairs:
-# of the clean ones the first matching leaves out 37 to 91 %, with that loss 13 to 17 %; some runs stay at chance. Transport in the *matching* adds little: pooled features that were trained beside transport losses find nearly
-# the same captions. And captions that fit must be allowed to stay.
+# **It takes the matching and a robust loss to stop the attacker.** Under a plain contrastive loss 42 to 93 % of the triggered
+# images follow the patch at the end of the warm-up; the first matching then keeps 20 to 39 % of the planted pairs, against at
+# most 4 % in the full system, and ASR ends at 2, 99 and 96 %: transport compares what the model has learned, and a model that
+# was fooled is fooled by its own comparison, too. Under the robust loss alone the trigger is learned late, but it is learned:
+# 25, 66 and 58 %, and one to four targets hit. Together they leave nothing. The matching is the paper's; that loss is ours.
+#
+# **How the matching compares matters less**: without transport in it, or in the losses, or with captions always re-assigned,
+# ASR stays at or below 1.3 %, and at most two of a run's sixteen targets are hit. These parts decide what is learned beside
+# it. The intra-modal loss makes the start fast: after three epochs of warm-up 85 to 89 % of the objects are known in the full
+# system, 3 to 55 % without it, and a model that knows little parts most pairs: of the clean ones the first matching leaves out
+# 37 to 91 %, with that loss 13 to 17 %; some runs stay at chance. Transport in the *matching* adds little: pooled features
+# that were trained beside transport losses find nearly the same captions. And captions that fit must be allowed to stay.
+#
+# **The restart is what it costs to be within two points of clean CLIP**: without it zero-shot accuracy is 99.0 to 99.7 %, and
+# ASR 0.1 to 0.9 %. It was chosen on other seeds, where it was needed, and so it stays the default; these three did not need
+# it. With 16 epochs accuracy is as good, and more of the poison becomes near again: one target of 16 is hit on two of the
+# seeds.
 #
 # **This is why the probe on digits is so low.** Without the inter-modal loss it is at 90 %, two points above clean CLIP's, and with it
 # nine points lower; on letters that loss costs two. It pulls an image's tokens towards words, and digits have none here. (The claim

@@ -345,7 +345,8 @@ def main(arguments: list[str] | None = None) -> None:
     records |= {job: record(job, out) for job in todo if job in finished and job.seed != SURROGATE_SEED}
     if not records:
         raise SystemExit(f"otclib.table: no run is finished in {out}")
-    draw(list(records.values()), a.figures, kind)
+    order = [None, *ABLATION]
+    draw([records[job] for job in sorted(records, key=lambda job: order.index(job.variant))], a.figures, kind)
     ours = [job for job in records if job.defense == "otcclip"]
     if kind == "table" and ours and set(ours) <= set(finished):
         otclib.training.write_json(a.figures / "classes.json", by_class(ours, out, a.size))

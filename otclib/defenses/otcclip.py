@@ -28,6 +28,9 @@ nothing is known, it only slows.
 The restart is for the races that are lost: where the trigger was learned a little, it stays, for nothing contradicts it
 once its pairs are gone. What the first matching lets pass is too little to be learned by a model that starts afresh.
 
+What that is worth, on three seeds (README, "What each part of OTCCLIP does"): without the robust loss, and without the
+matching, BadNets gets through on most; without the restart it does not, and accuracy is 0.9 to 3.7 points higher.
+
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
 pair that is near already loses nothing by staying. Nearness is asked from both sides because the attacks differ: a
 targeted image is far from its caption as the image sees it (captions of what it shows are nearer); a triggered image
