@@ -191,8 +191,8 @@ else:
 # that were trained beside transport losses find nearly the same captions. And captions that fit must be allowed to stay.
 #
 # **The restart is what it costs to be within two points of clean CLIP**: without it zero-shot accuracy is 99.0 to 99.7 %, and
-# ASR 0.1 to 0.9 %. It was chosen on other seeds, where it was needed, and so it stays the default; these three did not need
-# it. With 16 epochs accuracy is as good, and more of the poison becomes near again: one target of 16 is hit on two of the
+# ASR 0.1 to 0.9 %. It became the default when earlier runs needed it (README), and stays it, for nothing more is chosen on
+# these seeds. With 16 epochs accuracy is as good, and more of the poison becomes near again: one target of 16 is hit on two of the
 # seeds.
 #
 # **This is why the probe on digits is so low.** Without the inter-modal loss it is at 90 %, two points above clean CLIP's, and with it
