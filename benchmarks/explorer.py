@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import otclib
-from otclib import training
 from otclib.explorer import EXACT, MARGINALS, REGS, Explorer, Panel
+from otclib.runs import code, machine, write_json
 
 RESULTS = Path(__file__).parent / "results" / "explorer.json"
 
@@ -75,11 +75,11 @@ def main() -> None:
     panel.reg.value = 0.1
     measure("marginal", moves(panel.unbalanced, [EXACT, *MARGINALS]), a.rounds)
     measure("a word", moves(panel.word, range(len(panel.view.words))), a.rounds)
-    print(f"on {training.machine()}, milliseconds until the picture, and until all: median (slowest)")
+    print(f"on {machine()}, milliseconds until the picture, and until all: median (slowest)")
     for row in rows:
         times = "  ".join(f"{row[what]['median']:6.0f} ({row[what]['slowest']:.0f})" for what in ("picture", "all"))
         print(f"{times}  {row['moved']}")
-    training.write_json(RESULTS, {"machine": training.machine(), "run": str(a.run), "milliseconds": rows})
+    write_json(RESULTS, {"machine": machine(), "code": code(), "run": str(a.run), "milliseconds": rows})
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from otclib import losses, models, plots, results
 from otclib.data import scenes
 from otclib.matching import CaptionPool
 from otclib.models import Features
+from otclib.runs import code, write_json
 from otclib.tokens import TokenSets
-from otclib.training import write_json
 
 HERE = Path(__file__).parent
 SHAPES = ((49, 77, 512), (64, 16, 128))  # patches, words, numbers of a token: CLIP's RN50, and our small model
@@ -434,7 +434,7 @@ def main(argv: list[str] | None = None) -> None:
     kit = trained(args.run, args.quick)
     old = args.out / "transport.json"
     record = json.loads(old.read_text()) if args.only else {}
-    record |= {"machine": machine(), "run": kit["run"]}
+    record |= {"machine": machine(), "code": code(), "run": kit["run"]}
     parts = {
         "sinkhorn": lambda: sinkhorn_rows(args.quick, kit),
         "hard": hard_problem,

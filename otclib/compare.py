@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otclib.plots import NAME, planted
-from otclib.results import order, select, summary
+from otclib.results import made_by, order, select, summary
 
 # What was published, with its source. Their data, models and rates are not ours: to be read beside our figures, not
 # against them. (defence, attack): (figure, source); "backdoors" stands for any of them.
@@ -221,7 +221,8 @@ def report(records: list[dict]) -> str:
     machines, precisions = "; ".join(order(records, "machine")), ", ".join(order(records, "precision"))
     return "\n\n".join(
         [
-            f"{len(records)} runs on {machines}, in {precisions}, one core each. A cell of fewer than 3 seeds says so.",
+            f"{len(records)} runs on {machines}, in {precisions}, one core each. A cell of fewer than 3 seeds says so. "
+            f"Made by {made_by(records)}.",
             "What the attacker got (ASR in %, or images hit), mean and range over seeds. *Planted*: poison in % of the "
             "pairs. *Clean model*: what a model that never saw poison calls the target.",
             attack_table(records),
@@ -263,6 +264,7 @@ def ablation_table(records: list[dict]) -> str:
         runs = select(records, variant=variant)
         cells = [summary([r.get(key) for r in runs], *rows[key][1:]) for key in keys]
         lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
+    lines += ["", f"Made by {made_by(records)}."]
     return "\n".join(lines)
 
 
@@ -281,4 +283,5 @@ def dose_table(records: list[dict]) -> str:
         )
         cells = (amount["pairs"], share, asr, amount["copies"], hits, accuracy, len(runs))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", f"Made by {made_by(records)}."]
     return "\n".join(lines)

@@ -33,6 +33,7 @@ from torchvision.transforms.v2 import functional as tv
 from otclib import attacks, data, models
 from otclib.data import probes
 from otclib.models import Features
+from otclib.runs import write_json
 from otclib.transport import sinkhorn
 
 GROUNDING_PAIRS = 500  # val pairs on which plans are scored
@@ -290,8 +291,6 @@ def evaluate(
         metrics |= retrieval(model, tokenizer, val)
         if "words" in val.column_names:
             metrics |= grounding(model, tokenizer, val.select(range(min(GROUNDING_PAIRS, len(val)))))
-    from otclib.training import write_json
-
     write_json(run / "metrics.json", metrics)
     return metrics
 

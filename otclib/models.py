@@ -52,7 +52,29 @@ def otclib_small(pretrained: bool = False, **kwargs) -> ByobNet:
         ByoModelCfg(blocks=blocks, stem_chs=24, stem_type="3x3", stem_pool=None), zero_init_last=False, **kwargs
     )
     net.default_cfg = net.pretrained_cfg = {"pool_size": (8, 8), "input_size": (3, 64, 64)}
+    first = next(module for module in net.stem.modules() if isinstance(module, nn.Conv2d))
+    with torch.no_grad():
+        first.weight.copy_(edges_and_colours(len(first.weight)) * first.weight.std())
     return net
+
+
+def edges_and_colours(count: int) -> Tensor:
+    """Filters [count, 3, 3, 3], at most 24, to begin a tower with: cosine patterns of brightness and of colour.
+
+    Six patterns of brightness, up to the second order (the mean, edges, lines, corners), then the mean and the edges of
+    each of two colours (I and Q of YIQ). Each comes with both signs, because a rectifier passes one of them, and has
+    mean square 1.
+
+    Random filters nearly all see the mean brightness, because that is what patches of an image differ in most. On the
+    embedded scenes an epoch then passes before any object is known. Jordan's airbench (2024) whitens its first layer by
+    patches of the training images. These patterns approximate that without looking at an image.
+    """
+    waves = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    luma, i, q = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.275, -0.321], [0.212, -0.523, 0.311]])
+    edges = [(0, 0), (0, 1), (1, 0)]
+    what = [(luma, at) for at in (*edges, (0, 2), (1, 1), (2, 0))] + [(colour, at) for at in edges for colour in (i, q)]
+    patterns = [colour[:, None, None] * torch.outer(waves[down], waves[across]) for colour, (down, across) in what]
+    return torch.stack([sign * x / x.square().mean().sqrt() for x in patterns for sign in (1, -1)])[:count]
 
 
 def _register() -> None:
@@ -164,6 +186,20 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def image_size(model: nn.Module) -> int:
     size = model.visual.image_size
     return size if isinstance(size, int) else size[0]
+
+
+@torch.no_grad()
+def takes_any_size(model: nn.Module) -> bool:
+    """Whether the image tower takes images smaller than its own, as convolutions with a pooled end do."""
+    side, device = 3 * image_size(model) // 4, next(model.parameters()).device
+    training = model.training
+    try:
+        encode_image(model.eval(), torch.zeros(1, 3, side, side, device=device))
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+    finally:
+        model.train(training)
+    return True
 
 
 def preprocess(model: nn.Module) -> Callable:

@@ -145,6 +145,18 @@ def summary(values: list, factor: float = 1, digits: int = 1) -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
+def made_by(records: list[dict]) -> str:
+    """Which code made the records, in words: its version and commit, or how many are of each."""
+    count: dict[str, int] = {}
+    for record in records:
+        code = record.get("code") or {}
+        name = f"{code.get('version', 'an unknown version')}, commit {code.get('commit') or 'unknown'}"
+        count[name] = count.get(name, 0) + 1
+    if len(count) == 1:
+        return f"otclib {next(iter(count))}"
+    return "different code: " + "; ".join(f"{n} by otclib {name}" for name, n in count.items())
+
+
 def into_readme(name: str, text: str, readme: Path) -> None:
     """Replace what stands in the README between ``<!-- name: written by make name -->`` and ``<!-- name ends -->``."""
     begin, end = f"<!-- {name}: written by make {name} -->", f"<!-- {name} ends -->"

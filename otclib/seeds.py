@@ -7,7 +7,8 @@ from pathlib import Path
 
 import otclib
 from otclib import plots
-from otclib.results import config, grouped, into_readme, read, table
+from otclib.results import config, grouped, into_readme, made_by, order, read, table
+from otclib.runs import write_json
 
 SYSTEMS = ("clip", "otcclip")
 
@@ -27,14 +28,16 @@ def main(arguments: list[str] | None = None) -> None:
         poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
         made = otclib.train_each(poisoned, a.systems, manifest=manifest, out=a.out / f"seed{seed}", seed=seed)
         runs += made.values()
-    records = [{**read(run), "machine": config(run).get("machine")} for run in runs]
+    kept = ("machine", "code", "precision")
+    records = [{**read(run), **{key: config(run).get(key) for key in kept}} for run in runs]
     a.figures.mkdir(parents=True, exist_ok=True)
-    otclib.training.write_json(a.figures / "seeds.json", records)
-    (a.figures / "seeds.md").write_text(table(records) + "\n")
+    write_json(a.figures / "seeds.json", records)
+    text = f"{table(records)}\n\nMade by {made_by(records)}, in {', '.join(order(records, 'precision'))}."
+    (a.figures / "seeds.md").write_text(text + "\n")
     if a.publish:
-        into_readme("figures", table(records), a.figures.resolve().parent / "README.md")
+        into_readme("figures", text, a.figures.resolve().parent / "README.md")
     plots.comparison(grouped(records)).savefig(a.figures / "comparison.png", dpi=150)
-    print(table(records))
+    print(text)
 
 
 if __name__ == "__main__":

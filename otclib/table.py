@@ -33,6 +33,7 @@ import otclib
 from otclib import compare, results
 from otclib.attacks import planting
 from otclib.data import scenes
+from otclib.runs import code, write_json
 
 DEFENSES = ("clip", "roclip", "safeclip", "cleanclip", "otcclip")
 ATTACKS = ("targeted", "badnets", "blended", "wanet", "label-consistent", "adaptive")
@@ -256,6 +257,7 @@ def record(job: Job, out: Path) -> dict:
         "options": config["options"],
         "attacks": [json.loads(attack) for attack in config["attacks"]],
         "machine": config["machine"],
+        "code": config.get("code"),
         "by_epoch": {key: results.column(log, key) for key in BY_EPOCH if any(key in line for line in log)},
     }
 
@@ -304,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--doses", type=float, nargs="+", default=list(DOSES), help="with --dose: times the usual poison")
     p.add_argument("--workers", type=int, help="runs at a time; default one per core, on a GPU one")
     p.add_argument("--limit", type=float, metavar="MINUTES", help="start no run after so many minutes")
-    p.add_argument("--precision", default="bf16", help="bf16 or fp32")
+    p.add_argument("--precision", default="bf16", help="bf16, as the committed records, or fp32")
     p.add_argument("--size", type=int, help="pairs; default all 12,000")
     p.add_argument("--epochs", type=int, help="default each system's own")
     p.add_argument("--recorded", action="store_true", help="train only what --figures holds no record of")
@@ -342,6 +344,9 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             finished.append(job)
             print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.what, run)}", flush=True)
+    for job, made in records.items():
+        if job not in finished and made.get("code") != code():
+            print(f"kept as recorded, by other code ({(made.get('code') or {}).get('commit')}): {job}", flush=True)
     records |= {job: record(job, out) for job in todo if job in finished and job.seed != SURROGATE_SEED}
     if not records:
         raise SystemExit(f"otclib.table: no run is finished in {out}")
@@ -349,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw([records[job] for job in sorted(records, key=lambda job: order.index(job.variant))], a.figures, kind)
     ours = [job for job in records if job.defense == "otcclip"]
     if kind == "table" and ours and set(ours) <= set(finished):
-        otclib.training.write_json(a.figures / "classes.json", by_class(ours, out, a.size))
+        write_json(a.figures / "classes.json", by_class(ours, out, a.size))
     if a.publish:
         publish(a.figures, kind)
     if failed:
@@ -365,7 +370,7 @@ def draw(records: list[dict], figures: Path, kind: str) -> None:
 
     figures.mkdir(parents=True, exist_ok=True)
     file = figures / FILES.get(kind, kind)
-    otclib.training.write_json(file.with_suffix(".json"), records)
+    write_json(file.with_suffix(".json"), records)
     draws = {"table": plots.attack_grid, "ablation": plots.ablation, "dose": plots.dose}
     tables = {"table": compare.report, "ablation": compare.ablation_table, "dose": compare.dose_table}
     file.with_suffix(".md").write_text(tables[kind](records) + "\n")

@@ -14,7 +14,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +23,22 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from timm.optim import Muon
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from otclib import data, defenses, models, results
+from otclib.defenses import views
 from otclib.models import Features
+from otclib.optim import learning_rate, optimizers
+from otclib.precision import CHOICES, choose
+from otclib.runs import code, fingerprint, machine, write_json
 
-CHUNK = 8  # images that share one draw of the augmentation: torchvision draws per call, and a call per image is slow
+SMALL, GROWN = (
+    0.75,
+    1 / 3,
+)  # of their side images begin with, until this share of the training is over
+View = Callable[[Tensor, int], Tensor]  # uint8 images [B, 3, H, W], side in pixels -> one view of each, float in [0, 1]
 
 
 @dataclass
@@ -83,6 +89,7 @@ class Trainer:
         lr: float = 4e-3,
         weight_decay: float = 0.1,
         precision: str = "fp32",
+        grow: bool = False,
     ):
         self.pairs, self.model, self.device = pairs, model, accelerator.device
         self.towers = accelerator.prepare(Towers(model, precision))
@@ -97,21 +104,9 @@ class Trainer:
         self.ahead = 0  # epochs by which the learning rate's schedule runs ahead
         self.constant: float | None = None  # this share of the peak learning rate, instead of the schedule
         self.apart = False  # batches of pairs that are left out come first, and hold no others
-        size = models.image_size(model)
-        self.augment = v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), antialias=True),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=0.2, contrast=0.2),
-            ]
-        )
-        self.augment_strongly = v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.8, 1.25), antialias=True),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.5, hue=0.5),
-            ]
-        )
+        full = models.image_size(model)
+        self.sides = (round(SMALL * full) if grow and models.takes_any_size(model) else full, full)
+        self.size = full  # of the views that are drawn now
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), models.normalize(model)])
 
     def restart(self) -> None:
@@ -122,8 +117,10 @@ class Trainer:
         self.started = self.epoch
 
     def schedule(self, done: float, epochs: int, peak: float) -> None:
-        """Set the learning rate; ``done``: the share of this epoch that is over."""
-        rate = learning_rate((self.epoch + done + self.ahead - self.started) / (epochs - self.started), peak)
+        """Set the learning rate and the images' size; ``done``: the share of this epoch that is over."""
+        through = (self.epoch + done - self.started) / (epochs - self.started)
+        rate = learning_rate(through + self.ahead / (epochs - self.started), peak)
+        self.size = self.sides[through >= GROWN]
         if self.constant is not None:
             rate = self.constant * peak
         for opt in self.optimizers:
@@ -134,11 +131,10 @@ class Trainer:
     def scale(self) -> Tensor:
         return self.model.logit_scale.exp()
 
-    def view(self, images: Tensor, strong: bool = False, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def view(self, images: Tensor, strong: bool = False, augment: View | None = None) -> Tensor:
         """One augmented, normalised view of uint8 images; a strong one shows a smaller part, in any hue."""
-        augment = augment or (self.augment_strongly if strong else self.augment)
-        images = torch.cat([augment(chunk) for chunk in images.split(CHUNK)])
-        return self.normalize(images)
+        augment = augment or (views.STRONG if strong else views.WEAK)
+        return self.normalize(augment(images, self.size))
 
     def batches(self, size: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.caption_of), generator=self.rng)
@@ -158,7 +154,7 @@ class Trainer:
 
     @torch.no_grad()
     def encode_images(
-        self, rows: Tensor | None = None, size: int = 500, augment: Callable[[Tensor], Tensor] | None = None
+        self, rows: Tensor | None = None, size: int = 500, augment: View | None = None
     ) -> Iterator[tuple[Tensor, Features]]:
         """Features of the images of ``rows`` (default: all, in order) as they are, or as ``augment`` shows them."""
         self.model.eval()
@@ -188,32 +184,6 @@ class Trainer:
         return features
 
 
-def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW at a quarter of its rate for embeddings, norms, biases and the logit scale.
-
-    Muon (Jordan et al., 2024) makes every update of a matrix an orthogonal one, so that rare directions are learned as
-    fast as frequent ones: on the embedded scenes two epochs of it reached what AdamW reached in five. Each group's
-    ``share`` is its part of the learning rate.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inner = [p for name, p in named if p.ndim >= 2 and "embedding" not in name]
-    tables = [p for name, p in named if p.ndim >= 2 and "embedding" in name]
-    others = [p for name, p in named if p.ndim < 2]
-    matrices = {"params": inner, "share": 1.0}
-    rest = [{"params": tables, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [
-        Muon([matrices], lr=lr, weight_decay=weight_decay, nesterov=True, ns_coefficients="original"),
-        torch.optim.AdamW([group | {"share": 0.25} for group in rest], lr=lr, betas=(0.9, 0.98), fused=True),
-    ]
-
-
-def learning_rate(progress: float, peak: float, warm: float = 0.05) -> float:
-    """Linear warm-up over the first ``warm`` of the training, then half a cosine to zero; progress in [0, 1]."""
-    if progress < warm:
-        return peak * (progress + 1e-3) / (warm + 1e-3)
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
-
-
 def train(
     pairs: Dataset,
     *,
@@ -226,7 +196,7 @@ def train(
     batch_size: int = 64,
     lr: float | None = None,
     weight_decay: float = 0.1,
-    precision: str = "fp32",
+    precision: str = "auto",
     watch: Dataset | None = None,
     clean: str | Path | None = None,
     snapshots: bool = False,
@@ -278,8 +248,8 @@ def train(
             f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {batch_size}"
         )
     lr = method.LR if lr is None else lr
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
+    if precision not in CHOICES:
+        raise ValueError(f"precision is one of {', '.join(CHOICES)}, got {precision!r}")
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
     if method.REPAIRS and not models.has_weights(model):
@@ -304,6 +274,8 @@ def train(
     }
     if (out / "config.json").exists():
         found = json.loads((out / "config.json").read_text())
+        if precision == "auto":  # it was measured when the run began
+            config["precision"] = found["precision"]
         differing = [k for k in config if found.get(k) != config[k]]
         if differing:
             changes = ", ".join(f"{k} was {found.get(k)!r}, is {config[k]!r}" for k in differing)
@@ -322,16 +294,23 @@ def train(
     if accelerator.num_processes > 1:
         n = accelerator.num_processes
         raise NotImplementedError(f"a run trains in one process, {n} were launched: a loss compares pairs of one batch")
+    network = network.to(accelerator.device)
+    config["precision"], measured = choose(config["precision"], network)
+    if measured and progress:
+        print(f"{out.name}  {measured}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", config | {"machine": machine(), "clean": str(clean) if clean else None})
+    made_with = {"code": code(), "machine": machine(), "clean": str(clean) if clean else None}
+    if measured:
+        made_with["precision_measured"] = measured
+    write_json(out / "config.json", config | made_with)
     if manifest is not None:
         part = out / "manifest.parquet.part"
         manifest.to_parquet(str(part))
         os.replace(part, out / "manifest.parquet")
 
-    network = network.to(accelerator.device)
-    rates = {"lr": lr, "weight_decay": weight_decay}
-    trainer = Trainer(pairs, network, tokenizer, accelerator, seed=seed, precision=precision, **rates)
+    how = {"lr": lr, "weight_decay": weight_decay, "precision": config["precision"]}
+    how["grow"] = not models.has_weights(model)  # what is trained already knows images of full size
+    trainer = Trainer(pairs, network, tokenizer, accelerator, seed=seed, **how)
     method.begin(trainer)
     planted = Planted(pairs, manifest)
     watch = watch if watch is not None else evaluation.default_watch(config)
@@ -488,38 +467,6 @@ def _spoken(defense: str, line: dict, epochs: int) -> str:
     if "targets_hit" in line:
         words.append(f"targets {line['targets_hit']}/{line['targets']}")
     return "  ".join(words)
-
-
-def fingerprint(pairs: Dataset) -> str:
-    """A short hash of ids and captions, to tell one table from another."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for id, caption in zip(pairs["id"][:], pairs["caption"][:]):
-        digest.update(f"{id}\t{caption}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def machine() -> str:
-    """What a run is trained on, in words."""
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-    else:
-        info = Path("/proc/cpuinfo")
-        names = (
-            [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-            if info.exists()
-            else []
-        )
-        name = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-    return f"{name}, torch {torch.__version__}"
-
-
-def write_json(path: Path, value) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)
 
 
 def _writable(out: Path) -> Path:

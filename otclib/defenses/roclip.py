@@ -56,7 +56,7 @@ class RoCLIP(Defense):
 
     def begin(self, trainer) -> None:
         self.bank = Bank(max(1, round(self.pool * len(trainer.pairs))), self.legacy)
-        self.view = published_view(trainer, self.legacy)
+        self.view = published_view(trainer.size, self.legacy)
         trainer.ahead = int(self.legacy)
 
     def matches(self, epoch: int) -> bool:

@@ -71,7 +71,7 @@ class SafeCLIP(Defense):
     def begin(self, trainer) -> None:
         size = max(1, round(self.bank * len(trainer.pairs)))
         self.images, self.captions = Bank(size, self.legacy), Bank(size, self.legacy)
-        self.view = published_view(trainer, self.legacy)
+        self.view = published_view(trainer.size, self.legacy)
         trainer.ahead = int(self.legacy)
 
     def begin_epoch(self, trainer) -> dict:

@@ -1,0 +1,264 @@
+"""Where a training step's time goes, beside its floor. ``python -m benchmarks.training``, two minutes on two cores.
+
+- The profile of a plain CLIP step, by kind of operation, on one core: the towers' matrix products and convolutions, what
+  else the towers do, the views, the optimisers, the rest. The floor is the FLOPs of the towers, forward and backward,
+  over the rate that this machine reaches in a convolution of the tower's own shape.
+- Views against torchvision's transforms, which share one draw among eight images.
+- An epoch of OTCCLIP over an undefended one, in core-seconds, its matching included.
+- With ``--against COMMIT``: core-seconds until zero-shot accuracy stays at 95 %, of this code and of that commit, side by
+  side, on ``--seeds`` (40 minutes on two cores).
+
+Written to ``benchmarks/results/training.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
+
+import otclib
+from otclib import defenses, models, results, training
+from otclib.defenses import views
+from otclib.runs import code, machine, write_json
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+PRODUCTS = (
+    "convolution",
+    "aten::mm",
+    "aten::bmm",
+    "aten::addmm",
+    "aten::baddbmm",
+    "scaled_dot_product",
+    "aten::linear",
+)
+ACCURATE = 0.95
+
+
+def trainer_of(defense: str, pairs, batch_size: int) -> tuple[training.Trainer, defenses.Defense]:
+    torch.manual_seed(0)
+    network, _, tokenizer = models.load("small")
+    method = defenses.load(defense)
+    trainer = training.Trainer(pairs, network, tokenizer, Accelerator(cpu=True), lr=method.LR)
+    method.begin(trainer)
+    network.train()
+    return trainer, method
+
+
+def split_of_a_step(pairs, batch_size: int, steps: int = 20) -> dict:
+    """Milliseconds of a plain CLIP step by kind of operation: self times of one thread under the profiler."""
+    trainer, method = trainer_of("clip", pairs, batch_size)
+    stream = trainer.batches(batch_size)
+
+    def parts() -> None:
+        with torch.profiler.record_function("part:rest"):
+            batch = next(stream)
+        with torch.profiler.record_function("part:views"):
+            seen = trainer.view(batch.images)
+        with torch.profiler.record_function("part:towers"):
+            image, text = trainer.towers(seen, batch.text)
+        with torch.profiler.record_function("part:rest"):
+            loss = otclib.losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)
+            for opt in trainer.optimizers:
+                opt.zero_grad()
+        with torch.profiler.record_function("part:towers"):
+            loss.backward()
+        with torch.profiler.record_function("part:optimisers"):
+            for opt in trainer.optimizers:
+                opt.step()
+
+    for _ in range(3):
+        parts()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(steps):
+            parts()
+    total = {"products": 0.0, "towers besides": 0.0, "views": 0.0, "optimisers": 0.0, "rest": 0.0}
+    for event in found.events():
+        own, above = event.self_cpu_time_total, event
+        while above is not None and not above.name.startswith("part:"):
+            above = above.cpu_parent
+        # the backward pass has no parent: autograd's nodes stand beside the part that called them
+        part = "towers" if above is None else above.name.removeprefix("part:")
+        if part == "towers":
+            part = "products" if any(name in event.name for name in PRODUCTS) else "towers besides"
+        total[part] += own / steps / 1000
+    return total
+
+
+def floor_of_a_step(pairs, batch_size: int) -> dict:
+    """FLOPs of the towers for a batch, the rate reached in the tower's own largest convolution, and their quotient."""
+    trainer, _ = trainer_of("clip", pairs, batch_size)
+    batch = next(trainer.batches(batch_size))
+    seen = trainer.view(batch.images)
+    convolutions = {}
+
+    def remember(module, inputs, output):
+        convolutions[module] = inputs[0].detach(), output.shape
+
+    hooks = [m.register_forward_hook(remember) for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    with FlopCounterMode(display=False) as count:
+        image, text = trainer.towers(seen, batch.text)
+        (image.pooled.sum() + text.pooled.sum() + image.tokens.sum()).backward()
+    for hook in hooks:
+        hook.remove()
+    layer = max(convolutions, key=lambda m: m.weight.numel() * convolutions[m][1][-1] ** 2)
+    x, shape = convolutions[layer]
+    flops = 2 * layer.weight.numel() * shape[0] * shape[2] * shape[3]
+    with torch.no_grad():
+        seconds = []
+        for _ in range(12):
+            start = time.perf_counter()
+            layer(x)
+            seconds.append(time.perf_counter() - start)
+    rate = flops / min(seconds)
+    total = count.get_total_flops()
+    return {"gflop": total / 1e9, "gflop_per_second": rate / 1e9, "milliseconds": 1000 * total / rate}
+
+
+def step_of(defense: str, pairs, batch_size: int, steps: int = 25) -> float:
+    """Core-milliseconds of a whole step, median."""
+    trainer, method = trainer_of(defense, pairs, batch_size)
+    stream, taken = trainer.batches(batch_size), []
+    for _ in range(steps):
+        start = time.process_time()
+        loss = sum(method.loss(trainer, next(stream)).values())
+        for opt in trainer.optimizers:
+            opt.zero_grad()
+        loss.backward()
+        for opt in trainer.optimizers:
+            opt.step()
+        taken.append(1000 * (time.process_time() - start))
+    return statistics.median(taken[3:])
+
+
+def matching_of(pairs, batch_size: int) -> float:
+    """Core-seconds of one matching of OTCCLIP over all pairs, by a model that has learned nothing (the dearest kind)."""
+    trainer, method = trainer_of("otcclip", pairs, batch_size)
+    method.restart, trainer.epoch = False, method.warmup + 1
+    start = time.process_time()
+    method.begin_epoch(trainer)
+    return time.process_time() - start
+
+
+def views_against_torchvision(pairs, batch_size: int, rounds: int = 30) -> dict[str, float]:
+    """Core-milliseconds of a batch of views: ours, drawn for every image, and torchvision's, drawn for eight at a time."""
+    images = otclib.data.image_tensor(pairs.select(range(batch_size)), 64)
+    crop = {"ratio": (0.8, 1.25), "antialias": True}
+    theirs = {
+        "weak": [v2.RandomResizedCrop(64, scale=(0.8, 1.0), **crop), v2.ColorJitter(0.2, 0.2)],
+        "strong": [v2.RandomResizedCrop(64, scale=(0.6, 1.0), **crop), v2.ColorJitter(0.3, 0.3, 0.5, 0.5)],
+    }
+    out = {}
+    for name, ours in ("weak", views.WEAK), ("strong", views.STRONG):
+        other = v2.Compose([*theirs[name], v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+        ways = {
+            "ours": lambda ours=ours: ours(images, 64),
+            "torchvision": lambda other=other: torch.cat([other(chunk) for chunk in images.split(8)]),
+        }
+        for way, act in ways.items():
+            taken = []
+            for _ in range(rounds):
+                start = time.process_time()
+                act()
+                taken.append(1000 * (time.process_time() - start))
+            out[f"{name}, {way}"] = statistics.median(taken[2:])
+    return out
+
+
+RACE = """
+import sys, torch
+torch.set_num_threads(1)
+import otclib
+from otclib import evaluation
+out, seed, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+evaluation.evaluate = lambda run, **_: (run / "metrics.json").write_text("{}")
+pairs = otclib.data.load("scenes", seed=seed)
+planned = [otclib.attacks.load("targeted"), otclib.attacks.load("badnets")]
+pairs, manifest = otclib.attacks.plant(pairs, planned, seed=seed)
+options = {"epochs": epochs} if epochs else {}
+otclib.train(pairs, manifest=manifest, defense="clip", precision="fp32", out=out, seed=seed, progress=False, **options)
+"""
+
+
+def race(commit: str, seeds: list[int]) -> dict:
+    """Core-seconds of undefended training until zero-shot accuracy stays at 95 %: this code's and a commit's.
+
+    Each run is a process of its own on one core, and two run at a time, one of each code, as long as both last.
+    """
+    root = Path(otclib.__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        old = Path(folder) / "old"
+        subprocess.run(["git", "-C", str(root), "worktree", "add", "--detach", str(old), commit], check=True)
+        try:
+            taken = {"now": [], commit: []}
+            for seed in seeds:
+                running = {}
+                for name, tree in ("now", root), (commit, old):
+                    out = Path(folder) / f"{name}-{seed}"
+                    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+                    command = [sys.executable, "-c", RACE, str(out), str(seed), "0"]
+                    running[name] = out, subprocess.Popen(command, env=environment, cwd=folder)
+                for name, (out, process) in running.items():
+                    if process.wait():
+                        raise RuntimeError(f"training by {name} on seed {seed} ended with {process.returncode}")
+                    taken[name].append(until_accurate(results.log(out)))
+                    print(f"seed {seed}  {name}: {taken[name][-1]}", flush=True)
+        finally:
+            subprocess.run(["git", "-C", str(root), "worktree", "remove", "--force", str(old)], check=True)
+    return {"seeds": seeds, "core_seconds": taken}
+
+
+def until_accurate(log: list[dict]) -> dict:
+    """The first epoch at whose end zero-shot accuracy is 95 %, and the core-seconds until then (None: never)."""
+    for k, line in enumerate(log):
+        if line["zero_shot_top1"] >= ACCURATE:
+            return {"epoch": k + 1, "core_seconds": results.seconds(log[: k + 1])}
+    return {"epoch": None, "core_seconds": None}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])
+    p.add_argument("--pairs", type=int, default=12_000)
+    p.add_argument("--against", metavar="COMMIT", help="race this code against a commit's to 95 %% zero-shot accuracy")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--results", type=Path, default=RESULTS)
+    a = p.parse_args(arguments)
+    record = json.loads(a.results.read_text()) if a.results.exists() else {}
+    record |= {"machine": machine(), "code": code()}
+    if a.against:
+        record["race"] = race(a.against, a.seeds) | {"machine": machine(), "code": code()}
+    else:
+        torch.set_num_threads(1)
+        pairs, size = otclib.data.load("scenes", seed=10, size=a.pairs), 64
+        split, floor = split_of_a_step(pairs, size), floor_of_a_step(pairs, size)
+        steps = {name: step_of(name, pairs, size) for name in ("clip", "otcclip")}
+        epoch = {name: ms * (len(pairs) // size) / 1000 for name, ms in steps.items()}
+        epoch["matching"] = matching_of(pairs, size)
+        record |= {
+            "batch_size": size,
+            "step_ms": split,
+            "share_besides_products": 1 - split["products"] / sum(split.values()),
+            "floor": floor,
+            "epoch_core_seconds": epoch,
+            "otcclip_over_clip": (epoch["otcclip"] + epoch["matching"]) / epoch["clip"],
+            "views_ms": views_against_torchvision(pairs, size),
+        }
+    a.results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(a.results, record)
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
