@@ -1,12 +1,12 @@
 """Where a training step's time goes, beside its floor. ``python -m benchmarks.training``, two minutes on two cores.
 
-- The profile of a plain CLIP step, by kind of operation, on one core: the towers' matrix products and convolutions, what
-  else the towers do, the views, the optimisers, the rest. The floor is the FLOPs of the towers, forward and backward,
-  over the rate that this machine reaches in a convolution of the tower's own shape.
+- The profile of a plain CLIP step on one core: the towers' matrix products and convolutions, what else the towers do,
+  the views, the optimisers, the rest. The floor is the FLOPs of the towers, forward and backward, over the rate that
+  this machine reaches in a convolution of the tower's own shape.
 - Views against torchvision's transforms, which share one draw among eight images.
 - An epoch of OTCCLIP over an undefended one, in core-seconds, its matching included.
-- With ``--against COMMIT``: core-seconds until zero-shot accuracy stays at 95 %, of this code and of that commit, side by
-  side, on ``--seeds`` (40 minutes on two cores).
+- With ``--against COMMIT``: core-seconds until zero-shot accuracy reaches 95 %, of this code and of that commit, side
+  by side, on ``--seeds`` (40 minutes on two cores).
 
 Written to ``benchmarks/results/training.json``.
 """
@@ -144,7 +144,7 @@ def step_of(defense: str, pairs, batch_size: int, steps: int = 25) -> float:
 
 
 def matching_of(pairs, batch_size: int) -> float:
-    """Core-seconds of one matching of OTCCLIP over all pairs, by a model that has learned nothing (the dearest kind)."""
+    """Core-seconds of one matching of OTCCLIP over all pairs, by a model that has learned nothing."""
     trainer, method = trainer_of("otcclip", pairs, batch_size)
     method.restart, trainer.epoch = False, method.warmup + 1
     start = time.process_time()
@@ -153,7 +153,7 @@ def matching_of(pairs, batch_size: int) -> float:
 
 
 def views_against_torchvision(pairs, batch_size: int, rounds: int = 30) -> dict[str, float]:
-    """Core-milliseconds of a batch of views: ours, drawn for every image, and torchvision's, drawn for eight at a time."""
+    """Core-milliseconds of a batch of views: ours, one draw an image, and torchvision's, one for eight images."""
     images = otclib.data.image_tensor(pairs.select(range(batch_size)), 64)
     crop = {"ratio": (0.8, 1.25), "antialias": True}
     theirs = {
