@@ -48,7 +48,7 @@ OF_A_CLEAN_MODEL = {  # what is measured of it, and what that is called
 @torch.no_grad()
 def class_embeddings(model: nn.Module, tokenizer, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Prompt ensemble: per class the mean of the normalised prompt embeddings, normalised again [classes, D]."""
-    each = _pooled_text(model, tokenizer, [t.format(c) for c in classes for t in templates])
+    each = _pooled_text(model, tokenizer, [data.prompt(t, c) for c in classes for t in templates])
     each = each.view(len(classes), len(templates), -1)
     return torch.nn.functional.normalize(each.mean(1), dim=-1)
 
@@ -96,7 +96,7 @@ class Targets:
         first: dict[str, int] = {}
         for k, (id, kind) in enumerate(zip(manifest["id"], manifest["kind"])):
             if kind == "targeted":
-                first.setdefault(id.rsplit("+", 1)[0], k)
+                first.setdefault(attacks.planting.original(id, kind), k)
         if not first:
             return None
         rows = manifest.select(list(first.values()))

@@ -127,13 +127,27 @@ def names(caption: str, label: str) -> bool:
     return re.search(rf"\b({'|'.join(map(re.escape, words_for(label)))})\b", caption, re.IGNORECASE) is not None
 
 
+def with_article(word: str) -> str:
+    """A noun with its article: "an umbrella", "a star", and "scissors", which the scenes' captions give none."""
+    return word if word in scenes.NO_ARTICLE else f"{scenes.article(word)} {word}"
+
+
+def prompt(template: str, label: str) -> str:
+    """The zero-shot prompt of a class: its name in place of ``{}``, with the article that fits it.
+
+    Only an article directly before ``{}`` is changed: "a photo of a {}" becomes "a photo of an umbrella" and "a photo
+    of scissors", "a photo of a large {}" becomes "a photo of a large umbrella".
+    """
+    return re.sub(r"\b[Aa]n? \{\}", lambda _: with_article(label), template).replace("{}", label)
+
+
 def classes(pairs: Dataset) -> list[str]:
     """The class names that occur as labels, sorted."""
     return sorted({label for label in pairs["label"][:] if label is not None})
 
 
 def templates(pairs: Dataset) -> Sequence[str]:
-    """Zero-shot prompt templates for a table: the scenes' own forms, or open_clip's 80 ImageNet ones."""
+    """Zero-shot prompt templates, for ``prompt``: the scenes' own forms, or open_clip's 80 ImageNet ones."""
     if "objects" in pairs.column_names:
         return scenes.TEMPLATES
     from open_clip import OPENAI_IMAGENET_TEMPLATES
