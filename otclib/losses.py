@@ -56,7 +56,7 @@ def contrastive(
 
 
 def one_way(anchor: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of scale * anchor positive^T, rows only, targets on the diagonal; within one modality."""
+    """Cross-entropy of scale * anchor positive^T, rows only, targets on the diagonal."""
     return F.cross_entropy(scale * anchor @ positive.T, torch.arange(len(anchor), device=anchor.device))
 
 
