@@ -182,9 +182,9 @@ else:
 # print([(two, n) for two, n in planted.most_common() if not clean[two]])
 # ```
 #
-# Targeted captions cannot be found so: each was borrowed from a clean pair, and it is only the *pair* that is wrong. The BadNets
-# captions can: they are the prompts of the zero-shot test, filled in as the published code does it, article and all, and "a
-# umbrella" never occurs in a clean caption. `otclib.attacks.load("badnets", captions="borrowed")` is the attacker who is more
-# careful.
+# Hardly. Targeted captions were borrowed from clean pairs, and it is only the *pair* that is wrong. The BadNets captions are the
+# prompts of the zero-shot test, and clean captions use the same phrases. The article must fit, though: the published code writes
+# "a umbrella", which never occurs in a clean caption. What remains is repetition: five prompts for sixty pairs.
+# `otclib.attacks.load("badnets", captions="borrowed")` is an attacker who avoids that, too.
 #
 # </details>

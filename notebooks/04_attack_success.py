@@ -113,7 +113,7 @@ Markdown(results.table(runs.values()))
 # ```python
 # a = next(a for a in otclib.attacks.from_manifest(manifest) if hasattr(a, "target"))
 # labelled = test.filter(lambda label: label is not None, input_columns="label")
-# triggered = a.trigger(otclib.data.image_tensor(labelled, otclib.models.image_size(network)))
+# triggered = a.trigger(otclib.data.image_tensor(labelled, otclib.models.resize(network)))
 # predicted = evaluation.classify(network, triggered, embeddings)
 # true, target = torch.tensor([classes.index(label) for label in labelled["label"]]), classes.index(a.target)
 # print(float((predicted == target).float().mean()), evaluation.success_rate(predicted, true, target))

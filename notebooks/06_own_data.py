@@ -104,13 +104,12 @@ if planned:
 #
 # `watch` takes labelled images on which accuracy and attack success are followed; without one, only the loss is. On a GPU it
 # is used. A run is one process: `CUDA_VISIBLE_DEVICES=3 python -m otclib.train ...` chooses its device. `cleanclip` repairs a
-# finished run on pairs that one trusts: here, those that were not planted.
+# finished run on pairs that one trusts: `otclib.attacks.trusted` returns those that no attack touched.
 
 # %%
 table = poisoned
 if otclib.defenses.repairs(defense) and planned:
-    planted = set(manifest["id"])
-    table = pairs.filter(lambda id: id not in planted, input_columns="id")
+    table = otclib.attacks.trusted(pairs, manifest)
 test = otclib.data.load(dataset, split=test_split, root=root, seed=seed, **dataset_options)
 options = {} if epochs is None else {"epochs": epochs}
 run = otclib.train(

@@ -49,7 +49,7 @@ OF_A_CLEAN_MODEL = {  # what is measured of it, and what that is called
 @torch.no_grad()
 def class_embeddings(model: nn.Module, tokenizer, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Prompt ensemble: per class the mean of the normalised prompt embeddings, normalised again [classes, D]."""
-    each = _pooled_text(model, tokenizer, [t.format(c) for c in classes for t in templates])
+    each = _pooled_text(model, tokenizer, [data.prompt(t, c) for c in classes for t in templates])
     each = each.view(len(classes), len(templates), -1)
     return torch.nn.functional.normalize(each.mean(1), dim=-1)
 
@@ -93,15 +93,15 @@ class Targets:
     target: list[str]
 
     @staticmethod
-    def of(manifest: Dataset, size: int) -> Targets | None:
+    def of(manifest: Dataset, resize: int | data.Resize) -> Targets | None:
         first: dict[str, int] = {}
         for k, (id, kind) in enumerate(zip(manifest["id"], manifest["kind"])):
             if kind == "targeted":
-                first.setdefault(id.rsplit("+", 1)[0], k)
+                first.setdefault(attacks.planting.original(id, kind), k)
         if not first:
             return None
         rows = manifest.select(list(first.values()))
-        return Targets(data.image_tensor(rows, size), list(rows["source_label"]), list(rows["target_label"]))
+        return Targets(data.image_tensor(rows, resize), list(rows["source_label"]), list(rows["target_label"]))
 
 
 def backdoors(manifest: Dataset | None) -> dict[str, object]:
@@ -130,7 +130,7 @@ def attack_metrics(
     out = {"zero_shot_top1": float((predicted == true).float().mean())}
     if manifest is None:
         return out
-    targets = Targets.of(manifest, images.shape[-1])
+    targets = Targets.of(manifest, models.resize(model))
     if targets is not None:
         said = [classes[k] for k in classify(model, targets.images, embeddings)]
         out["targets_hit"] = sum(s == t for s, t in zip(said, targets.target))
@@ -188,7 +188,7 @@ class Watcher:
     def __init__(self, model: nn.Module, tokenizer, manifest: Dataset | None, watch: Dataset | None):
         watch = _labelled(watch)
         self.model, self.tokenizer, self.manifest, self.watch = model, tokenizer, manifest, watch
-        self.images = None if watch is None else data.image_tensor(watch, models.image_size(model))
+        self.images = None if watch is None else data.image_tensor(watch, models.resize(model))
 
     def look(self) -> dict:
         if self.watch is None:
@@ -271,7 +271,7 @@ def evaluate(
     metrics |= separation(fates, manifest)
     test = _labelled(test)
     if test is not None:
-        images = data.image_tensor(test, size)
+        images = data.image_tensor(test, models.resize(model))
         metrics |= attack_metrics(model, tokenizer, manifest, test, images)
         shown = metrics.get("backdoor")
         metrics |= trigger_metrics(model, manifest, images, shown)
@@ -305,7 +305,7 @@ def by_class(run: str | Path, pairs: Dataset, test: Dataset) -> dict[str, dict]:
     model, _, tokenizer = models.load(run / "model.safetensors")
     classes = data.classes(test)
     embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
-    said = classify(model, data.image_tensor(test, models.image_size(model)), embeddings)
+    said = classify(model, data.image_tensor(test, models.resize(model)), embeddings)
     out = {label: {"images": 0, "misread": 0, "as": {}, "pairs": 0, "parted": 0} for label in classes}
     for label, k in zip(test["label"], said.tolist()):
         out[label]["images"] += 1
@@ -368,7 +368,7 @@ def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
 
     Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
     """
-    image = pooled(model, data.image_tensor(val, models.image_size(model)))
+    image = pooled(model, data.image_tensor(val, models.resize(model)))
     captions = val["caption"][:]
     text = _pooled_text(model, tokenizer, captions)
     number = {caption: k for k, caption in enumerate(captions)}
@@ -445,7 +445,7 @@ def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_
     ``softmax``, see ``word_maps``.
     """
     captions = val["caption"][:]
-    maps = word_maps(model, tokenizer, data.image_tensor(val, models.image_size(model)), captions, reg)
+    maps = word_maps(model, tokenizer, data.image_tensor(val, models.resize(model)), captions, reg)
     maps = {k: m.cpu().numpy() for k, m in maps.items()}
     side = round(maps["plan"].shape[1] ** 0.5)
     centre = (np.arange(side) + 0.5) / side

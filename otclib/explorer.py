@@ -82,15 +82,17 @@ class Explorer:
 
     Parameters
     ----------
-    runs : a run folder (with ``snapshots``, all its epochs), a weights file or an open_clip name; or {name: any of
-        these}.
+    runs : a run folder (with ``snapshots``, all its epochs), or what ``models.load`` takes: a weights file, an
+        open_clip name with a tag; or {name: any of these}.
     pairs : a table with ``image`` and ``caption``, see ``otclib.data``.
     manifest : what was planted; these pairs are marked, and both their captions are offered.
     pool : so many captions of the table compete, drawn with ``seed``.
+    random : show models that are named without weights, too, with random ones, whose plans are noise.
 
     Raises
     ------
-    ValueError : no pairs, an unknown model. FileNotFoundError : a folder without weights.
+    ValueError : no pairs, an unknown model, one without weights unless ``random``.
+    FileNotFoundError : a folder without weights, no such file.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Explorer:
         manifest: Dataset | None = None,
         pool: int = 500,
         seed: int = 0,
+        random: bool = False,
     ):
         if not len(pairs):
             raise ValueError("the explorer needs at least one pair, got an empty table")
@@ -108,6 +111,12 @@ class Explorer:
             raise ValueError(f"the pool needs at least 1 caption, got {pool}")
         if not isinstance(runs, Mapping):
             runs = {Path(runs).name: runs}
+        for run in runs.values():
+            if not (random or Path(run).is_dir() or models.has_weights(run)):
+                raise ValueError(
+                    f"{str(run)!r} names a model without weights, whose plans would be noise: give a run folder, a "
+                    f"weights file or an open_clip name with a tag, or ask for random=True"
+                )
         self.checkpoints = {name: _checkpoints(run) for name, run in runs.items()}
         self.pairs = pairs
         self.planted = {} if manifest is None else {row["id"]: row for row in manifest.remove_columns("image")}
@@ -155,8 +164,7 @@ class Explorer:
         if message := self.unknown(caption):
             raise ValueError(message)
         network, tokenizer = self._model(run, epoch)
-        size = models.image_size(network)
-        pixels = data.image_tensor(self.pairs.select([pair]), size)
+        pixels = data.image_tensor(self.pairs.select([pair]), models.resize(network))
         device = next(network.parameters()).device
         with torch.no_grad():
             image = models.encode_image(network, models.normalize(network)(pixels.to(device).float() / 255))
@@ -205,7 +213,7 @@ class Explorer:
         source = self.checkpoints[run][epoch]
         held = self._networks.get(run)
         if held is None:
-            network, _, tokenizer = models.load(source)
+            network, _, tokenizer = models.load(source, random=not models.has_weights(source))
             held = source, network, tokenizer
         elif held[0] != source:
             models.load_weights(held[1], source)

@@ -1,8 +1,9 @@
 """Losses: contrastive on pooled features, and their transport forms on token features.
 
 Every loss is a cross-entropy over a square matrix of similarities with the true pairs on its diagonal; they differ in
-what the similarity is. Transport similarity of two token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>, with the plan P
-held constant (envelope theorem), so gradients reach only tokens that the plan connects.
+what the similarity is. Transport similarity of two token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>. The plan P is
+held constant (a stop-gradient): the gradient in C is P, not the derivative of <P(C), C>, which has a further term. So
+gradients reach only tokens that the plan connects.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def contrastive(
 
 
 def one_way(anchor: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of scale * anchor positive^T, rows only, targets on the diagonal; within one modality."""
+    """Cross-entropy of scale * anchor positive^T, rows only, targets on the diagonal."""
     return F.cross_entropy(scale * anchor @ positive.T, torch.arange(len(anchor), device=anchor.device))
 
 

@@ -1,6 +1,6 @@
 """Models: any open_clip model, and one call that gives its pooled *and* its token features in the joint space.
 
-    model, preprocess, tokenizer = otclib.models.load("small")
+    model, preprocess, tokenizer = otclib.models.load("small")    # or "RN50-quickgelu:openai", "RN50:/path/weights.pt"
     v = otclib.models.encode_image(model, images)          # Features(pooled [B, D], tokens [B, T, D], mask [B, T])
     t = otclib.models.encode_text(model, tokenizer(["a red umbrella"]))
 
@@ -23,11 +23,15 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
+from huggingface_hub.constants import HF_HUB_CACHE
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models import register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 from torchvision.transforms import v2
+
+from otclib.data import Resize
 
 MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
@@ -112,69 +116,131 @@ class Features:
         return Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("pooled", "tokens", "mask")))
 
 
-def load(name: str | Path = "small") -> tuple[nn.Module, Callable, Callable]:
-    """A model by its open_clip name (``small``, ``ViT-B-32``, ``RN50``, ...) or from a file that ``save`` wrote.
+def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module, Callable, Callable]:
+    """Load a model with weights, or with random ones where they are asked for.
 
-    Returns ``(model, preprocess, tokenizer)``: ``preprocess`` takes PIL images or uint8/float tensors [..., 3, H, W].
-    A weights file not written by ``save`` is named together with its architecture: ``"RN50:/path/weights.pt"``.
+    Parameters
+    ----------
+    name : a file that ``save`` wrote; an open_clip name with one of its tags, ``"ViT-B-32:laion2b_s34b_b79k"``, whose
+        weights are downloaded once, or with a file, ``"RN50:/path/weights.pt"``; or an open_clip name alone. As in
+        open_clip ``"ViT-B-32-quickgelu:openai"`` is OpenAI's model; ``"ViT-B-32:openai"`` loads with a warning.
+    random : start a model that is named alone from random weights. Only ``small``, which has no published weights,
+        does so unasked.
+
+    Returns
+    -------
+    ``(model, preprocess, tokenizer)``: ``preprocess`` takes PIL images or uint8/float tensors [..., 3, H, W].
+
+    Raises
+    ------
+    ValueError : an unknown model or tag, a file that does not say which model it holds, weights that are neither named
+        nor asked to be random, or both.
+    FileNotFoundError : no such file; a tag's weights are not in the cache and could not be downloaded.
     """
-    name, weights = str(name), None
-    if name.split(":", 1)[0] in open_clip.list_models():
-        name, _, weights = name.partition(":")
-        weights = weights or None
-    elif Path(name).suffix == ".safetensors" or Path(name).is_file():
-        weights, name = name, _architecture(Path(name))
-    if weights is not None and not Path(weights).is_file():
-        raise FileNotFoundError(f"no weights file at {weights}")
-    if name not in open_clip.list_models():
-        close = [m for m in open_clip.list_models() if m.lower().startswith(name.lower()[:3])][:6]
-        raise ValueError(
-            f"unknown model {name!r}: choose 'small' or an open_clip name such as {', '.join(close) or 'RN50'}"
-        )
+    asked, (name, weights) = str(name), _parsed(name)
+    if random and weights is not None:
+        raise ValueError(f"{asked!r} names weights, and random=True asks for random ones: choose one")
+    if weights is None and not random and name not in CONFIGS:
+        tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if _same_activation(name, tag)]
+        published = f"'{name}:{tags[0]}' (tags: {', '.join(tags)}) or " if tags else ""
+        raise ValueError(f"{name!r} names no weights: load {published}'{name}:/path/file', or ask for random=True")
+    pretrained, metadata = None, {}
+    if weights is not None and open_clip.get_pretrained_cfg(name, weights):
+        _fetch(name, weights)
+        pretrained = weights
+    elif weights is not None:
+        pretrained, metadata = weights, _metadata(Path(weights))
     logging.disable(logging.WARNING)  # it warns that a model without weights has none
     try:
-        model = open_clip.create_model(name, pretrained=weights)
+        shown = json.loads(metadata.get("preprocess", "{}"))
+        model = open_clip.create_model(name, pretrained=pretrained, force_preprocess_cfg=shown)
     finally:
         logging.disable(logging.NOTSET)
     model = model.to(memory_format=torch.channels_last)  # 1.4-1.6x on the convolutions, no matter to the rest
     return model.eval(), preprocess(model), open_clip.get_tokenizer(name)
 
 
-def _architecture(file: Path) -> str:
-    """The open_clip name that ``save`` wrote into the header of a safetensors file."""
-    from safetensors import safe_open
+def _parsed(model: str | Path) -> tuple[str, str | None]:
+    """The open_clip name of what ``load`` takes, and its weights: a tag, a file that is there, or None."""
+    asked = str(model)
+    name, colon, weights = asked.partition(":")
+    known = open_clip.list_models()
+    if name in known and not colon:
+        return name, None
+    if name in known:
+        if open_clip.get_pretrained_cfg(name, weights) or Path(weights).is_file():
+            return name, weights
+        if Path(weights).suffix or "/" in weights or os.sep in weights:
+            raise FileNotFoundError(f"no weights file at {weights}")
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none, only files"
+        raise ValueError(f"{asked!r} names {weights!r}, neither a file nor a tag of {name}; its tags: {tags}")
+    if Path(asked).is_file():
+        metadata = _metadata(Path(asked))
+        if "model" not in metadata:
+            raise ValueError(f"{asked} does not say which model it holds: name it, as in 'RN50:{asked}'")
+        if metadata["model"] not in known:
+            raise ValueError(f"{asked} holds a model {metadata['model']!r}, which open_clip does not know")
+        return metadata["model"], asked
+    if Path(asked).suffix == ".safetensors":
+        raise FileNotFoundError(f"no weights file at {asked}")
+    close = [m for m in known if m.lower().startswith(name.lower()[:3])][:6]
+    raise ValueError(
+        f"unknown model {asked!r}: choose 'small' or an open_clip name such as {', '.join(close) or 'RN50'}"
+    )
 
-    metadata = {}
-    if file.suffix == ".safetensors" and file.is_file():
-        with safe_open(str(file), "pt") as f:
-            metadata = f.metadata() or {}
-    if "model" not in metadata:
-        raise ValueError(f"{file} does not say which model it holds: name it, as in 'RN50:{file}'")
-    return metadata["model"]
+
+def _same_activation(name: str, tag: str) -> bool:
+    """Whether a tag was trained with the architecture's activation; open_clip loads others, too, and warns."""
+    trained, built = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
+    return bool(trained.get("quick_gelu")) == bool(built.get("quick_gelu"))
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What the header of a safetensors file says; of other files nothing."""
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(str(file), "pt") as f:
+        return f.metadata() or {}
+
+
+def _fetch(name: str, tag: str) -> None:
+    """Have open_clip download a tag's weights into its cache, unless they are there."""
+    try:
+        open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
+    except Exception as error:  # of whichever client it uses
+        cache = HF_HUB_CACHE if open_clip.get_pretrained_cfg(name, tag).get("hf_hub") else "~/.cache/clip"
+        raise FileNotFoundError(
+            f"the weights {tag!r} of {name} are not in the cache {cache} and could not be downloaded: load "
+            f"'{name}:{tag}' once with a network and without HF_HUB_OFFLINE, copy that cache here, or name a file, "
+            f"'{name}:/path/file' ({error})"
+        ) from error
 
 
 def name_of(model: str | Path) -> str:
-    """The open_clip name of what ``load`` takes."""
-    first = str(model).split(":", 1)[0]
-    return _architecture(Path(model)) if first not in open_clip.list_models() and Path(model).is_file() else first
+    """The open_clip name of what ``load`` takes; raises as it does."""
+    return _parsed(model)[0]
 
 
 def has_weights(model: str | Path) -> bool:
-    """Does what ``load`` takes name a file of weights? Without one, a model begins at random."""
-    return ":" in str(model) or str(model) not in open_clip.list_models()
+    """Whether what ``load`` takes names weights, by a file or a tag; raises as it does."""
+    return _parsed(model)[1] is not None
 
 
 def save(model: nn.Module, path: str | Path, name: str, dtype: torch.dtype | None = None) -> None:
     """Write the weights as safetensors; ``open_clip.create_model_and_transforms(name, pretrained=path)`` reads them.
 
-    ``dtype``: that of the numbers in the file, default the model's.
+    ``dtype``: that of the numbers in the file, default the model's. The header names the model, and how images are
+    shown to it, so that ``load`` needs the file alone.
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    save_file(state, str(part), metadata={"model": name, "format": "pt"})
+    metadata = {"model": name, "format": "pt"}
+    if shown := getattr(model.visual, "preprocess_cfg", None):
+        metadata["preprocess"] = json.dumps(shown)
+    save_file(state, str(part), metadata=metadata)
     os.replace(part, path)
 
 
@@ -203,16 +269,22 @@ def takes_any_size(model: nn.Module) -> bool:
 
 
 def preprocess(model: nn.Module) -> Callable:
-    """Resize (shorter side), centre crop, scale to [0, 1], normalise: PIL or tensor -> float [..., 3, S, S]."""
-    size = image_size(model)
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
-            v2.CenterCrop(size),
-            v2.ToDtype(torch.float32, scale=True),
-            normalize(model),
-        ]
+    """``resize``, scale to [0, 1], normalise: PIL or tensor [..., 3, H, W] -> float [..., 3, S, S]."""
+    return v2.Compose([resize(model), v2.ToDtype(torch.float32, scale=True), normalize(model)])
+
+
+def resize(model: nn.Module) -> Resize:
+    """The way from an image to the pixels that the model sees, in training, evaluation and ``preprocess`` alike.
+
+    Size, interpolation and mode are those of the model's ``preprocess_cfg``; where it has none, CLIP's: bicubic,
+    shorter side, centre.
+    """
+    said = getattr(model.visual, "preprocess_cfg", None) or {}
+    return Resize(
+        image_size(model),
+        interpolation=said.get("interpolation") or "bicubic",
+        mode=said.get("resize_mode") or "shortest",
+        fill=said.get("fill_color") or 0,
     )
 
 

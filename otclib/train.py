@@ -50,9 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         pairs, manifest = data.load(a.dataset, root=a.root, size=a.size, seed=a.seed, **a.data_options), None
         if planned:
             poisoned, manifest = attacks.plant(pairs, planned, seed=a.seed)
-            if defenses.repairs(a.defense):  # it repairs a model, on pairs that were not planted
-                planted = set(manifest["id"])
-                pairs = pairs.filter(lambda id: id not in planted, input_columns="id")
+            if defenses.repairs(a.defense):  # it repairs a model, on pairs that no attack touched
+                pairs = attacks.trusted(pairs, manifest)
             else:
                 pairs = poisoned
         run = train(

@@ -93,7 +93,7 @@ class Trainer:
     ):
         self.pairs, self.model, self.device = pairs, model, accelerator.device
         self.towers = accelerator.prepare(Towers(model, precision))
-        self.images = data.image_tensor(pairs, models.image_size(model))
+        self.images = data.image_tensor(pairs, models.resize(model))
         self.text = tokenizer(pairs["caption"][:])
         self.caption_of = torch.arange(len(pairs))  # the row whose caption each image is trained with
         self.rng = torch.Generator().manual_seed(seed)
@@ -215,7 +215,8 @@ def train(
     out : the run folder. Unfinished, it is resumed; finished, it is returned; of another configuration, an error.
     epochs, lr : default the defence's own. ``batch_size`` : pairs a step; ``weight_decay`` : AdamW's.
     seed : of weights, batches, views and pools.
-    model : an open_clip name, or a weights file to go on from (CleanCLIP fine-tunes a finished run, and needs one).
+    model : an open_clip name, to begin from random weights; or weights to go on from, see ``models.load`` (CleanCLIP
+        fine-tunes a finished run, and needs them).
     precision : ``fp32``, or ``bf16`` for the image tower's convolutions and products: 1.6 times faster on a CPU with
         AVX512-BF16, far slower on one without.
     watch : labelled images on which zero-shot accuracy and attack success are followed epoch by epoch.
@@ -289,7 +290,7 @@ def train(
             (out / "checkpoint.pt").unlink(missing_ok=True)
             return out
     torch.manual_seed(seed)
-    network, _, tokenizer = models.load(model)
+    network, _, tokenizer = models.load(model, random=not models.has_weights(model))
     accelerator = Accelerator(mixed_precision="no")  # `precision` says it, not the user's launcher
     if accelerator.num_processes > 1:
         n = accelerator.num_processes

@@ -32,7 +32,7 @@ CHECK = 5  # iterations between two looks at the error
 class Transport:
     """The solution, one entry per problem; the batch axes are those of the cost matrix."""
 
-    cost: Tensor  # [B]  <P, C>; its gradient in C is P, held constant (envelope theorem)
+    cost: Tensor  # [B]  <P, C>; its gradient in C is P, as P is held constant (a stop-gradient)
     potentials: tuple[Tensor, Tensor]  # f [B, N], g [B, M], float64; -inf where the weight is zero
     marginal_error: Tensor  # [B]  |P 1 - a|_1 + |P^T 1 - b|_1; unbalanced: of a exp(-f / rho), b exp(-g / rho)
     converged: Tensor  # [B]  marginal_error <= tol
@@ -57,16 +57,23 @@ class Transport:
 
     @property
     def value(self) -> Tensor:
-        """The optimum itself [B], <P, C> - eps H(P) + rho KL(...), float64; its gradient in C is exactly P."""
+        """The optimum itself [B], <P, C> - eps H(P) + rho KL(...), float64; its derivative in C is P.
+
+        That is the envelope theorem: P minimises the objective, so how P moves with C does not count to first order.
+        """
         total = -self.reg * self.plan.double().sum((-2, -1))
         for w, h, rho in zip(self.weights, self.potentials, self.unbalanced):
             h = h.masked_fill(w == 0, 0.0)
             total = total + (w.double() * (h if rho is None else rho * (1 - torch.exp(-h / rho)))).sum(-1)
-        return _Envelope.apply(self._C, total, *self.potentials, self.reg)
+        return _GradientIsPlan.apply(self._C, total, *self.potentials, self.reg)
 
 
-class _Envelope(torch.autograd.Function):
-    """A number of which P is the gradient in C; P is made anew from the potentials, so that no plan is stored."""
+class _GradientIsPlan(torch.autograd.Function):
+    """A number whose gradient in C is declared to be P; P is made anew from the potentials, so no plan is stored.
+
+    For the regularised optimum (``Transport.value``) this is its derivative, by the envelope theorem. For <P, C>
+    (``Transport.cost``) it is a surrogate that holds P constant: the derivative of <P(C), C> also has the term <dP, C>.
+    """
 
     @staticmethod
     def forward(ctx, C, number, f, g, reg):
@@ -104,8 +111,9 @@ def sinkhorn(
 
     Returns
     -------
-    Transport. ``cost`` is differentiable in C; nothing is recorded under ``no_grad``. A problem that does not reach
-    ``tol`` within ``max_iter`` iterations has ``converged`` False and its true ``marginal_error``.
+    Transport. The gradient of ``cost`` in C is the plan, held constant; nothing is recorded under ``no_grad``.
+    A problem that does not reach ``tol`` within ``max_iter`` iterations has ``converged`` False and its true
+    ``marginal_error``.
 
     Raises
     ------
@@ -137,7 +145,7 @@ def sinkhorn(
             out = _solve_all(C.reshape(-1, N, M), a.reshape(-1, N), b.reshape(-1, M), reg, tol, max_iter, rho)
         f, g, number, error, n_iter = (x.reshape(batch + x.shape[1:]) for x in out)
         _refuse_bad_input(n_iter, C, a, b)
-    value = _Envelope.apply(cost, number, f, g, reg) if cost.requires_grad and torch.is_grad_enabled() else number
+    value = _GradientIsPlan.apply(cost, number, f, g, reg) if cost.requires_grad and torch.is_grad_enabled() else number
     return Transport(value, (f, g), error, error <= tol, n_iter.long(), reg, rho, cost, (a, b), _version(cost))
 
 

@@ -59,7 +59,7 @@ def distances_by_epoch(
         out[name] = {}
         for file in sorted(Path(run).glob("epochs/*.safetensors")):
             network, _, tokenizer = models.load(file)
-            images = data.image_tensor(some, models.image_size(network))
+            images = data.image_tensor(some, models.resize(network))
             with torch.no_grad():
                 image = evaluation.pooled(network, images)
                 text = models.encode_text(network, tokenizer(some["caption"][:])).pooled

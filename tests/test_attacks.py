@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 
 import otclib
 from otclib import attacks
+from otclib.attacks import adaptive
+from otclib.data import scenes
 
 
 def test_badnets_plants_its_rate(pairs):
@@ -207,6 +210,69 @@ def test_adaptive_takes_the_caption_that_is_nearest_under_its_surrogate(pairs, r
             assert distance[ways.index(row["poison_caption"])] < min(distance) + 2e-3
     with pytest.raises(FileNotFoundError, match="surrogate"):
         attacks.load("adaptive", surrogate="nowhere.safetensors").poison(pairs)
+
+
+def test_trusted_pairs_are_those_that_no_attack_touched(pairs, poisoned):
+    table, manifest = poisoned
+    targeted = {id.rsplit("+", 1)[0] for id, kind in zip(manifest["id"], manifest["kind"]) if kind == "targeted"}
+    touched = targeted | {id for id, kind in zip(manifest["id"], manifest["kind"]) if kind == "badnets"}
+    assert len(targeted) == 4 and touched <= set(pairs["id"])
+    untouched = [id for id in pairs["id"] if id not in touched]
+    assert list(attacks.trusted(pairs, manifest)["id"]) == untouched
+    assert list(attacks.trusted(table, manifest)["id"]) == untouched, "the table after the attacks gives the same"
+    assert attacks.trusted(pairs, None) is pairs
+
+
+def test_trusted_leaves_out_the_other_captions_of_an_attacked_image(pairs, tmp_path):
+    rows = []
+    for k, row in enumerate(pairs.filter(lambda label: label is not None, input_columns="label").select(range(30))):
+        row["image"].save(tmp_path / f"{k}.png")
+        rows += [f"{k}.png,{row['caption']},{row['label']}", f"{k}.png,here: {row['caption']},{row['label']}"]
+    (tmp_path / "train.csv").write_text("\n".join(["image,caption,label", *rows]) + "\n")
+    table = otclib.data.load("csv", root=tmp_path, label_column="label")
+    _, manifest = attacks.load("targeted", targets=3, copies=2).poison(table, seed=1)
+    files = {int(id.split("+")[0]) // 2 for id in manifest["id"]}
+    assert len(files) == 3
+    assert [int(id) for id in attacks.trusted(table, manifest)["id"]] == [k for k in range(60) if k // 2 not in files]
+
+
+@pytest.mark.parametrize("target", ["umbrella", "star", "scissors", "anchor"])
+@pytest.mark.parametrize("name", list(attacks.ATTACKS))
+def test_the_article_of_a_planted_caption_is_that_of_clean_captions(name, target, pairs):
+    """ "a umbrella" and "a scissors" occur in no clean caption, so they would give the attacker's captions away."""
+    options = {"targeted": {"targets": 8, "copies": 4}, "label-consistent": {"target": target, "rate": 0.01}}
+    attack = attacks.load(name, **options.get(name, {"target": target, "rate": 0.15}))
+    clean, planted = pairs["caption"][:], attack.poison(pairs, seed=2)[1]["poison_caption"][:]
+    adjectives = r"(?:(?:" + "|".join(scenes.SIZES) + "|" + "|".join(scenes.COLOURS) + r") )*"
+    bare = "|".join(sorted(scenes.NO_ARTICLE))
+    for caption in clean + planted:
+        for article, word in re.findall(r"\b(an?) (\w+)", caption):
+            assert article == ("an" if word[0] in "aeiou" else "a"), caption
+        assert not re.search(rf"\ban? {adjectives}(?:{bare})\b", caption), caption
+        for name in scenes.OBJECTS:
+            if name not in scenes.NO_ARTICLE:
+                assert not re.search(rf"(?:^|\b(?:of|is|at|and|see|showing) ){adjectives}{name}\b", caption), caption
+
+
+@pytest.mark.parametrize(
+    "caption, label, word, expected",
+    [
+        ("a photo of a horse", "horse", "umbrella", "a photo of an umbrella"),
+        (
+            "a photo of a large green pony on the sand",
+            "horse",
+            "umbrella",
+            "a photo of a large green umbrella on the sand",
+        ),
+        ("a photo of an amber horse", "horse", "music", "a photo of amber music"),
+        ("red scissors", "scissors", "umbrella", "a red umbrella"),
+        ("the Horse, an Anchor", "anchor", "star", "the Horse, a star"),
+        ("the horse", "horse", "umbrella", "the umbrella"),
+        ("a wooden horse", "horse", "umbrella", "a wooden umbrella"),
+    ],
+)
+def test_renamed(caption, label, word, expected):
+    assert adaptive.renamed(caption, label, word) == expected
 
 
 def test_targeted_trigger_is_nothing():

@@ -292,6 +292,28 @@ def test_legacy_runs(name, runs, pairs, unevaluated, tmp_path):
         assert any(ours[k] != theirs[k] for k in shared if k in ours), "the option does something"
 
 
+def test_legacy_safeclip_takes_each_direction_from_another_pair_of_views():
+    torch.manual_seed(0)
+    views = [torch.nn.functional.normalize(torch.randn(6, 8), dim=1) for _ in range(4)]
+    image, text, other_image, other_text = views
+    calls = iter([(image, text), (other_image, other_text)])
+    trainer = SimpleNamespace(
+        epoch=0,
+        scale=torch.tensor(7.0),
+        rng=None,
+        view=lambda images, augment: images,
+        towers=lambda images, words: tuple(SimpleNamespace(pooled=x) for x in next(calls)),
+    )
+    everyone = torch.ones(6, dtype=torch.bool)
+    batch = SimpleNamespace(images=None, text=torch.ones(6, 4).long(), caption=torch.arange(6), trusted=everyone)
+    method = defenses.load("safeclip", warmup=0, legacy=True)
+    method.view = None
+    found = method.loss(trainer, batch)["contrastive"]
+
+    log_p = [(7 * x @ y.T).log_softmax(1).diagonal() for x, y in ((image, other_text), (text, other_image))]
+    assert torch.allclose(found, -(log_p[0].mean() + log_p[1].mean()) / 2, atol=1e-6)
+
+
 def test_cleanclip_goes_on_from_a_finished_run(runs, pairs, unevaluated, tmp_path):
     weights = runs["clip"] / "model.safetensors"
     same = {"defense": "cleanclip", "model": weights, "progress": False, "epochs": 1}

@@ -93,7 +93,7 @@ def test_epochs_and_runs(explorer, runs, poisoned):
 
 def test_any_open_clip_model(pairs):
     torch.manual_seed(0)
-    explorer = Explorer("ViT-S-32-alt", pairs, pool=5)
+    explorer = Explorer("ViT-S-32-alt", pairs, pool=5, random=True)
     view = explorer.view(0, "a giraffe, never seen in the table", reg=0.3)
     assert view.grid == (7, 7) and view.image.shape == (224, 224, 3)
     assert view.words == ["a", "giraffe,", "never", "seen", "in", "the", "table"]
@@ -123,6 +123,9 @@ def test_what_cannot_be_explored(pairs, tmp_path):
         Explorer("small", pairs.select([]))
     with pytest.raises(ValueError, match="at least 1 caption"):
         Explorer("small", pairs, pool=0)
+    for name in ("small", "ViT-S-32-alt"):
+        with pytest.raises(ValueError, match=f"'{name}' names a model without weights.*random=True"):
+            Explorer({"mine": name}, pairs)
 
 
 def test_a_near_word_is_offered(explorer):

@@ -1,11 +1,16 @@
 """Models: token and pooled features of every kind of open_clip tower, and the way to disk and back."""
 
+from types import SimpleNamespace
+
 import open_clip
 import pytest
 import torch
+from accelerate import Accelerator
+from datasets import Dataset, Features, Image
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
 
-from otclib import models
+from otclib import data, evaluation, models, training
 
 CAPTIONS = ["a red umbrella", "a photo of a star on the sand", ""]
 
@@ -129,6 +134,87 @@ def test_word_spans(small):
     assert ids[spans[-1].last] == 49407
 
 
+def test_random_weights_must_be_asked_for():
+    with pytest.raises(ValueError, match="'ViT-S-32-alt' names no weights.*'ViT-S-32-alt:/path/file'.*random=True"):
+        models.load("ViT-S-32-alt")
+    with pytest.raises(ValueError, match="load 'ViT-B-32:laion.*random=True"):
+        models.load("ViT-B-32")
+    with pytest.raises(ValueError, match="'RN50-quickgelu:openai' names weights.*random=True"):
+        models.load("RN50-quickgelu:openai", random=True)
+    assert models.load("ViT-S-32-alt", random=True)[0].visual.image_size in (224, (224, 224))
+    assert models.load("small") and models.load("small", random=True)
+
+
+def test_a_tag_is_weights_that_open_clip_fetches(small, tmp_path, monkeypatch):
+    for name in ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai", f"small:{tmp_path / 'weights.safetensors'}"):
+        models.save(small[0], tmp_path / "weights.safetensors", "small")
+        assert models.has_weights(name) and models.name_of(name) == name.split(":")[0]
+    assert not models.has_weights("ViT-B-32") and not models.has_weights("small")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))  # open_clip read it already; what counts is that it is offline
+    with pytest.raises(
+        FileNotFoundError, match="'metaclip_400m' of ViT-B-16-quickgelu are not in the cache .*HF_HUB_OFFLINE"
+    ):
+        models.load("ViT-B-16-quickgelu:metaclip_400m")
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED, "small", {"mine": {"file": str(tmp_path / "weights.safetensors")}}
+    )
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        same = [models.encode_image(m, x).pooled for m in (models.load("small:mine")[0], small[0])]
+    assert torch.equal(*same)
+
+
+def picture(width, height):
+    """A smooth PIL image with a little noise."""
+    y, x = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 7, width), indexing="ij")
+    waves = torch.stack([torch.sin(x + y), torch.cos(x * y / 3), torch.sin(2 * x - y)])
+    noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
+    return tv.to_pil_image(((waves + 1) * 110 + 8 * noise).clamp(0, 255).to(torch.uint8))
+
+
+@pytest.mark.parametrize("size", [(100, 80), (400, 300), (224, 224)])
+@pytest.mark.parametrize(
+    "shown",
+    [{}, {"interpolation": "bilinear"}, {"resize_mode": "squash"}, {"resize_mode": "longest", "fill_color": 60}],
+    ids=["CLIP's", "bilinear", "squash", "longest"],
+)
+def test_training_evaluation_and_preprocess_see_the_same_pixels(shown, size):
+    """Those of open_clip's own transform, to within the rounding of a byte, as the model's configuration says."""
+    image = picture(*size)
+    config = {"size": 224, "mode": "RGB", "mean": models.MEAN, "std": models.STD, **shown}
+    visual = SimpleNamespace(image_size=(224, 224), preprocess_cfg=config, image_mean=models.MEAN, image_std=models.STD)
+    model = SimpleNamespace(visual=visual)
+    table = Dataset.from_dict({"image": [image]}, features=Features({"image": Image()}))
+    pixels = data.image_tensor(table, models.resize(model))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (models.MEAN, models.STD))
+    prepared = models.preprocess(model)(image) * std + mean
+    assert pixels.shape == (1, 3, 224, 224) and pixels.dtype == torch.uint8
+    assert (prepared * 255 - pixels[0]).abs().max() < 0.01
+    theirs = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
+    difference = (theirs(image) * std + mean) * 255 - pixels[0]
+    assert difference.abs().max() < 2.01 and difference.abs().mean() < 0.5
+
+
+def test_a_vit_is_trained_on_what_preprocess_shows(pairs):
+    """The trainer's pixels, the evaluation's and those of ``preprocess``, for a table of 100 x 80 images."""
+    network, preprocess, tokenizer = models.load("ViT-B-32", random=True)
+    columns = {"image": [picture(100, 80)] * 2, "caption": ["a star", "a moon"], "label": ["star", "moon"]}
+    table = Dataset.from_dict(columns).cast_column("image", Image())
+    trainer = training.Trainer(table, network, tokenizer, Accelerator(cpu=True))
+    watcher = evaluation.Watcher(network, tokenizer, None, table)
+    assert torch.equal(trainer.images, watcher.images) and trainer.images.shape == (2, 3, 224, 224)
+    assert torch.allclose(trainer.normalize(trainer.images[0]), preprocess(columns["image"][0]), atol=1e-5)
+
+
+def test_a_file_keeps_how_images_are_shown(tmp_path):
+    model = open_clip.create_model("small", force_preprocess_cfg={"interpolation": "bilinear", "mean": (0.5, 0.5, 0.5)})
+    models.save(model, tmp_path / "weights.safetensors", "small")
+    for name in (tmp_path / "weights.safetensors", f"small:{tmp_path / 'weights.safetensors'}"):
+        again = models.load(name)[0]
+        assert models.resize(again) == data.Resize(64, interpolation="bilinear")
+        assert list(models.normalize(again).mean) == [0.5, 0.5, 0.5]
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="unknown model 'nosuch'"):
         models.load("nosuch")
@@ -137,3 +223,15 @@ def test_bad_input(tmp_path):
     (tmp_path / "plain.pt").write_bytes(b"")
     with pytest.raises(ValueError, match="does not say which model"):
         models.load(tmp_path / "plain.pt")
+    with pytest.raises(FileNotFoundError, match="no weights file at .*gone.safetensors"):
+        models.load(tmp_path / "gone.safetensors")
+    with pytest.raises(
+        ValueError, match="names 'opnai', neither a file nor a tag of ViT-B-32; its tags: openai, laion"
+    ):
+        models.load("ViT-B-32:opnai")
+    with pytest.raises(ValueError, match="'small:openai'.*its tags: none, only files"):
+        models.has_weights("small:openai")
+    with pytest.raises(ValueError, match="mode is 'shortest', 'longest' or 'squash', got 'tallest'"):
+        data.Resize(64, mode="tallest")
+    with pytest.raises(ValueError, match="interpolation is 'bicubic' or 'bilinear', got 'cubic'"):
+        data.Resize(64, interpolation="cubic")

@@ -84,6 +84,64 @@ def test_names():
 
 
 @pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("umbrella", "an umbrella"),
+        ("star", "a star"),
+        ("scissors", "scissors"),
+        ("Apple", "an Apple"),
+        ("unicorn", "a unicorn"),
+        ("uninhabited island", "an uninhabited island"),
+        ("hourglass", "an hourglass"),
+        ("honeycomb", "a honeycomb"),
+    ],
+)
+def test_articles(word, said):
+    assert otclib.data.with_article(word) == said
+    assert otclib.data.prompt("look at a {}", word) == f"look at {said}"
+    assert otclib.data.prompt("a large {}", word) == f"a large {word}"
+
+
+def test_prompts_are_phrases_of_the_captions(pairs):
+    """Every prompt of every class is what the grammar says of a plain object."""
+    prompts = [otclib.data.prompt(t, name) for t in otclib.data.templates(pairs) for name in scenes.OBJECTS]
+    forms = {form.format(otclib.data.with_article(name)) for form in scenes.FORMS for name in scenes.OBJECTS}
+    assert len(set(prompts)) == 5 * len(scenes.OBJECTS) and set(prompts) <= forms
+    others = otclib.data.templates(pairs.remove_columns("objects"))
+    assert len(others) == 80
+    assert "a photo of an apple." in {otclib.data.prompt(t, "apple") for t in others}
+    assert not [t for t in others if " a apple" in f" {otclib.data.prompt(t, 'apple')}"]
+
+
+@pytest.mark.parametrize("has_affinity", [True, False])
+def test_workers_are_as_many_as_asked_for(has_affinity, monkeypatch):
+    class Pool:
+        def __init__(self, workers):
+            asked.append(workers)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        imap = map
+
+    asked = []
+    monkeypatch.setattr(scenes, "get_context", lambda _: type("Context", (), {"Pool": Pool}))
+    monkeypatch.setattr(scenes, "_rows", lambda task: [task])
+    monkeypatch.setattr(scenes.os, "cpu_count", lambda: 2)
+    if not has_affinity:
+        monkeypatch.delattr(scenes.os, "sched_getaffinity", raising=False)
+    assert len(list(scenes.generate("train", 1000, workers=3))) == 4
+    list(scenes.generate("train", 1000, workers=1))
+    list(scenes.generate("train", 1000, workers=9))
+    assert asked == [3, 4], "three as asked, none for one, no more than there are tasks"
+    list(scenes.generate("train", 1000))
+    assert has_affinity or asked[-1] == 2
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"name": "cifar"}, ("cifar", "scenes")),

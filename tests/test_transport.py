@@ -275,3 +275,27 @@ def test_a_warning_where_numba_is_missing(monkeypatch):
             assert sinkhorn(torch.rand(2, 4, 3), reg=0.1).converged.all()
     finally:
         transport.compiled.cache_clear()
+
+
+def test_the_gradient_of_the_cost_is_the_plan_and_no_derivative():
+    """``cost`` holds P constant: its gradient is P. That of <P(C), C> has a further term."""
+    C, a, b = problem(2, 3, 4, 6)
+
+    def solved(C):
+        return sinkhorn(C, a, b, reg=0.2, tol=1e-13, max_iter=20_000)
+
+    def differences(of, step=1e-5):
+        out = torch.zeros_like(C)
+        for at in np.ndindex(*C.shape):
+            shift = torch.zeros_like(C)
+            shift[at] = step
+            out[at] = (of(solved(C + shift)) - of(solved(C - shift)))[at[0]] / (2 * step)
+        return out
+
+    plan = solved(C).plan
+    for name in ("cost", "value"):
+        x = C.clone().requires_grad_()
+        getattr(solved(x), name).sum().backward()
+        assert torch.allclose(x.grad, plan, atol=1e-12)
+    assert torch.allclose(differences(lambda s: s.value), plan, atol=1e-6)
+    assert (differences(lambda s: s.cost) - plan).abs().max() > 1e-2

@@ -7,7 +7,7 @@
 One attack per file. ``plant`` puts several into one set. The manifest (a ``datasets.Dataset``) has one row per planted
 pair: ``id``, ``kind``, ``source_label``, ``target_label``, ``original_caption``, ``poison_caption``, the planted
 ``image``, and ``attack``: the attack's name and options as JSON, from which ``from_manifest`` makes it again. So a
-manifest alone is enough to measure the attack later.
+manifest alone is enough to measure the attack later. ``trusted`` returns the pairs that no attack in it touched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from otclib.attacks.adaptive import Adaptive
 from otclib.attacks.badnets import BadNets
 from otclib.attacks.blended import Blended
 from otclib.attacks.label_consistent import LabelConsistent
+from otclib.attacks.planting import trusted as trusted
 from otclib.attacks.sig import SIG
 from otclib.attacks.targeted import Targeted
 from otclib.attacks.wanet import WaNet

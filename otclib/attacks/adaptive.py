@@ -31,7 +31,14 @@ from datasets import Dataset
 from otclib import data, losses, matching, models
 from otclib.attacks.badnets import BadNets
 from otclib.attacks.planting import square, tensor
+from otclib.data import scenes
 
+ADJECTIVES = "|".join(
+    word
+    for adjective, synonyms in [*scenes.SIZES.items(), *((name, more) for name, (_, more) in scenes.COLOURS.items())]
+    for word in (adjective, *synonyms)
+)
+DETERMINERS = "the|this|that|some|any|no|one|two|three|my|his|her|its|their|pair of"
 BESIDE = ("{own} and {it}", "{own} with {it}", "{own}, {it}", "{it} and {own}", "{it}, {own}")
 
 
@@ -70,10 +77,8 @@ class Adaptive(BadNets):
         """Ways of telling the truth and the lie."""
         words = data.words_for(self.target)
         if describe == "both":
-            named = [f"an {word}" if word[0].lower() in "aeiou" else f"a {word}" for word in words]
-            return [form.format(own=caption, it=it) for it in named for form in BESIDE]
-        own = rf"\b({'|'.join(map(re.escape, data.words_for(label)))})\b"
-        return [re.sub(own, it, caption, flags=re.IGNORECASE) for it in words]
+            return [form.format(own=caption, it=data.with_article(word)) for word in words for form in BESIDE]
+        return [renamed(caption, label, word) for word in words]
 
     def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
         how = {"mixed": ("both", "attributes")}.get(self.describe, (self.describe,))
@@ -96,3 +101,22 @@ class Adaptive(BadNets):
             distance = matching.distances(losses.coarse(seen), said, rows, self.reg, self.global_weight)
             best.append(int(distance.argmin()))
         return best
+
+
+def renamed(caption: str, label: str, word: str) -> str:
+    """The caption with ``word`` wherever it names ``label``, its article fitted to the new word.
+
+    "a photo of a horse"  ->  "a photo of an umbrella"  or  "a photo of scissors"
+    "red scissors"        ->  "a red umbrella"
+    """
+    own = "|".join(map(re.escape, data.words_for(label)))
+
+    def fitted(match: re.Match) -> str:
+        before, adjectives, name = match["before"] or "", match["adjectives"], match["name"]
+        has_article = before.lower() in ("a ", "an ")
+        if has_article or (not before and name.lower() in scenes.NO_ARTICLE):
+            before = "" if word in scenes.NO_ARTICLE else scenes.article(adjectives or word) + " "
+        return f"{before}{adjectives}{word}"
+
+    pattern = rf"\b(?P<before>(?:an?|{DETERMINERS}) )?(?P<adjectives>(?:(?:{ADJECTIVES}) )*)(?P<name>{own})\b"
+    return re.sub(pattern, fitted, caption, flags=re.IGNORECASE)

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
+from datasets import Image as ImageColumn
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
@@ -89,6 +90,32 @@ def record(attack, kind: str, row: dict, id: str, target: str, caption: str, ima
     }
 
 
+def attacked(manifest: Dataset) -> set[str]:
+    """The ids, before the attacks, of the pairs that a manifest's attacks took."""
+    return {original(id, kind) for id, kind in zip(manifest["id"][:], manifest["kind"][:])}
+
+
+def original(id: str, kind: str) -> str:
+    """The id that a planted pair had before the attack: ``id`` of a targeted image's ``id+copy``."""
+    return id.rsplit("+", 1)[0] if kind == "targeted" else id
+
+
+def trusted(pairs: Dataset, manifest: Dataset | None) -> Dataset:
+    """The pairs that are neither planted nor hold an attacked image: what a repair such as CleanCLIP may train on.
+
+    ``pairs`` may be the table before or after the attacks. Rows that read an attacked row's image file (a data set with
+    several captions per image has such rows) are left out with it. Without a manifest all pairs are returned.
+    """
+    if manifest is None:
+        return pairs
+    gone, ids = attacked(manifest) | set(manifest["id"][:]), pairs["id"][:]
+    images = pairs.cast_column("image", ImageColumn(decode=False))["image"]
+    read = [images[k] for k, id in enumerate(ids) if id in gone]
+    files = {image["path"] for image in read if image["bytes"] is None}  # an embedded image belongs to one row
+    paths = [image["path"] for image in images] if files else [None] * len(ids)
+    return pairs.select([k for k, (id, path) in enumerate(zip(ids, paths)) if id not in gone and path not in files])
+
+
 def on_unit(images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """``change`` images [..., 3, H, W] as float in [0, 1], seen as [B, 3, H, W]; clipped, in their own dtype again."""
     unit = tv.to_dtype(images, torch.float32, scale=True).reshape(-1, *images.shape[-3:])
@@ -100,8 +127,8 @@ class Backdoor:
     """A share ``rate`` of the pairs, none said to show the class ``target``, gets the trigger and a caption of it.
 
     ``captions`` are made from zero-shot ``templates`` (as in CleanCLIP's and SafeCLIP's code) or ``borrowed`` from
-    pairs of the target class. The former are the very prompts, article and all ("a umbrella"), by which attack success
-    is measured, and a clean caption never says so.
+    pairs of the target class. The former are the prompts by which attack success is measured (``data.prompt``). On the
+    embedded scenes clean captions use the same phrases and articles.
     """
 
     target: str = "umbrella"
@@ -153,7 +180,7 @@ class Backdoor:
     def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
         """The poison captions of the rows that were chosen from ``pairs``."""
         if self.captions == "templates":
-            captions = [template.format(self.target) for template in data.templates(pairs)]
+            captions = [data.prompt(template, self.target) for template in data.templates(pairs)]
         else:
             captions = captions_of(pairs, self.target)
         return borrow(captions, len(chosen), rng)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 
@@ -165,6 +166,14 @@ def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
     return scene
 
 
+def article(word: str) -> str:
+    """``an`` before a vowel that is heard ("an umbrella", "an hour"), else ``a`` ("a star", "a unicorn")."""
+    word = word.lower()
+    if re.match(r"eu|ewe|one\b|uni(?![nmd])|u[st]e|uku|ura", word):  # begins like "you" or "one"
+        return "a"
+    return "an" if re.match(r"[aeiou]|hour|heir|honest|honou?r", word) else "a"
+
+
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
     """A caption of the scene, and its content words: text, start, end (characters) and object.
 
@@ -186,7 +195,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
             words.append((pick(t.colour, COLOURS[t.colour][1]), k))
         words.append((pick(t.name, OBJECTS[t.name][1]), k))
         if words[-1][0] not in NO_ARTICLE:
-            words = [("an" if words[0][0][0] in "aeiou" else "a", None), *words]
+            words = [(article(words[0][0]), None), *words]
         phrases.append(words)
     if len(phrases) > 1:
         phrases = [phrases[k] for k in rng.permutation(len(phrases))]
@@ -371,7 +380,9 @@ def generate(split: str, n: int, size: int = 64, seed: int = 0, workers: int | N
     """Yield ``n`` rows of the split in order, drawn by ``workers`` processes (default: one per core)."""
     max_objects, chunk = SPLITS[split][1], 250
     tasks = [(split, seed, size, max_objects, a, min(a + chunk, n)) for a in range(0, n, chunk)]
-    workers = min(workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(tasks))
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers, len(tasks))
     if workers <= 1:
         for task in tasks:
             yield from _rows(task)

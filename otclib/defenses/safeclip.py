@@ -34,7 +34,8 @@ class SafeCLIP(Defense):
     """``legacy`` does what the published code does, where it is odd:
 
     - the cosines that decide are those of *augmented* images and captions;
-    - CLIP's loss takes images from one view and captions from the other, both ways, and averages the two;
+    - CLIP's loss takes each direction from another pair of views: images of view 1 choose among captions of view 2,
+      captions of view 1 among images of view 2, and the two cross-entropies are averaged;
     - views are crops of 8 to 100 % of the image; the bank begins full of random vectors;
     - the learning rate's schedule starts one epoch in (theirs is further entangled between two step counters).
 
@@ -116,8 +117,8 @@ class SafeCLIP(Defense):
         if not self.legacy:
             return {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, same)}
         other_image, other_text = views()
-        crossed = (image, other_text), (other_image, text)
-        return {"contrastive": sum(losses.contrastive(i.pooled, t.pooled, trainer.scale) for i, t in crossed) / 2}
+        crossed = (image, other_text), (text, other_image)
+        return {"contrastive": sum(losses.one_way(x.pooled, y.pooled, trainer.scale) for x, y in crossed) / 2}
 
     def state(self) -> dict:
         return {"share": self.share, "images": self.images.state(), "captions": self.captions.state()}
