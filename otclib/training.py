@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
 from tqdm.auto import tqdm
 
 from otclib import data, defenses, models, results
@@ -131,10 +132,15 @@ class Trainer:
     def scale(self) -> Tensor:
         return self.model.logit_scale.exp()
 
-    def view(self, images: Tensor, strong: bool = False, augment: View | None = None) -> Tensor:
-        """One augmented, normalised view of uint8 images; a strong one shows a smaller part, in any hue."""
+    def view(
+        self, images: Tensor, strong: bool = False, augment: View | None = None, side: int | None = None
+    ) -> Tensor:
+        """One augmented, normalised view of uint8 images; a strong one shows a smaller part, in any hue.
+
+        ``side`` : of the view, in pixels; default that of this moment of the training.
+        """
         augment = augment or (views.STRONG if strong else views.WEAK)
-        return self.normalize(augment(images, self.size))
+        return self.normalize(augment(images, side or self.size))
 
     def batches(self, size: int) -> Iterator[Batch]:
         order = torch.randperm(len(self.caption_of), generator=self.rng)
@@ -154,17 +160,25 @@ class Trainer:
 
     @torch.no_grad()
     def encode_images(
-        self, rows: Tensor | None = None, size: int = 500, augment: View | None = None
+        self, rows: Tensor | None = None, augment: View | None = None, side: int | None = None
     ) -> Iterator[tuple[Tensor, Features]]:
-        """Features of the images of ``rows`` (default: all, in order) as they are, or as ``augment`` shows them."""
+        """Features of the images of ``rows`` (default: all, in order) as they are, or as ``augment`` shows them.
+
+        ``side`` : in pixels, default the images' own.
+        """
         self.model.eval()
         every = torch.arange(len(self.pairs)) if rows is None else rows
-        for some in every.split(size):
-            images = self.images[some].to(self.device)
-            yield (
-                some,
-                self.towers.encode_image(self.view(images, augment=augment) if augment else self.normalize(images)),
-            )
+        for some in every.split(512):
+            parts = []
+            for images in self.images[some].split(64):  # what a layer makes of so many stays in the cache
+                images = images.to(self.device)
+                if augment:
+                    seen = self.view(images, augment=augment, side=side)
+                else:
+                    whole = side is None or side == images.shape[-1]
+                    seen = self.normalize(images if whole else tv.resize(images, [side, side], antialias=True))
+                parts.append(self.towers.encode_image(seen))
+            yield some, Features.cat(parts)
         self.model.train()
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ from otclib.defenses.base import Defense
 
 @dataclass
 class Clip(Defense):
+    epochs: int = 8
+
     def loss(self, trainer, batch) -> dict[str, Tensor]:
         image, text = trainer.towers(trainer.view(batch.images), batch.text)
         return {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)}

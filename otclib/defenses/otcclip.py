@@ -53,9 +53,10 @@ from otclib.models import Features
 class OTCClip(Defense):
     """The whole method; what each option does stands beside it."""
 
-    epochs: int = 10
-    warmup: int = 3  # epochs before the first matching; of a short run all but the last
-    restart: bool = True  # forget the weights after the first matching, and warm up again on what it kept
+    epochs: int = 8
+    warmup: int = 2  # epochs before the first matching; of a short run all but the last
+    every: int = 2  # epochs from one matching to the next
+    restart: bool = False  # forget the weights after the first matching, and warm up again on what it kept
     strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
     q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
     pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
@@ -74,10 +75,10 @@ class OTCClip(Defense):
                 f"keep must lie in (0, 1], global_weight and q in [0, 1], "
                 f"got {self.keep}, {self.global_weight} and {self.q}"
             )
-        if not self.reg > 0 or self.pool < 1 or self.warmup < 0 or self.fine_batch < 2:
+        if not self.reg > 0 or self.pool < 1 or self.warmup < 0 or self.every < 1 or self.fine_batch < 2:
             raise ValueError(
-                f"reg must be positive, pool at least 1, warmup at least 0 and fine_batch at least 2, "
-                f"got {self.reg}, {self.pool}, {self.warmup}, {self.fine_batch}"
+                f"reg must be positive, pool and every at least 1, warmup at least 0 and fine_batch at least 2, "
+                f"got {self.reg}, {self.pool}, {self.every}, {self.warmup}, {self.fine_batch}"
             )
         self.warmup = min(self.warmup, max(1, self.epochs - 1))
         self.restart = self.restart and self.epochs > 2 * self.warmup  # in a shorter run nothing would be left to learn
@@ -85,10 +86,11 @@ class OTCClip(Defense):
     def begin_epoch(self, trainer) -> dict:
         """Decide every image's caption for this epoch."""
         since = trainer.epoch - trainer.started
-        if since < self.warmup:
+        if since < self.warmup or (since - self.warmup) % self.every:
             return {}
         pool = torch.randperm(len(trainer.caption_of), generator=trainer.rng)[: self.pool]
-        images = Features.cat([losses.coarse(image) for _, image in trainer.encode_images(pool)])
+        look = {"side": trainer.sides[0]}
+        images = Features.cat([losses.coarse(image) for _, image in trainer.encode_images(pool, **look)])
         captions = trainer.encode_captions(pool)
         how = {"reg": self.reg, "share": self.keep, "global_weight": self.global_weight}
 
@@ -103,7 +105,7 @@ class OTCClip(Defense):
         elif since == self.warmup:
             givers = torch.zeros_like(givers)  # separate first
         caption_of = []
-        for rows, image in trainer.encode_images():
+        for rows, image in trainer.encode_images(**look):
             near, ranking = compare(losses.coarse(image), trainer.encode_captions(rows), givers)
             if not self.own:
                 near = torch.zeros_like(near)
@@ -138,7 +140,8 @@ class OTCClip(Defense):
             parts["inter"] = self.inter * loss
         if self.intra:
             other_words = losses.drop_words(batch.text[few], self.drop, trainer.rng)
-            other_image, other_text = trainer.towers(trainer.view(batch.images[few], strong), other_words)
+            other_view = trainer.view(batch.images[few], strong, side=trainer.sides[0])
+            other_image, other_text = trainer.towers(other_view, other_words)
             parts["intra"] = (
                 self.intra
                 * (
