@@ -137,7 +137,8 @@ def stoppable(name: str, then: str = "the same command goes on where it stopped"
         yield
     except KeyboardInterrupt:
         print(f"\n{name}: stopped; {then}", file=sys.stderr, flush=True)
-        raise SystemExit(128 + (stopped[0][0] if stopped else signal.SIGINT)) from None
+        sys.stdout.flush()
+        os._exit(128 + (stopped[0][0] if stopped else signal.SIGINT))  # Python's own end may take many seconds
 
 
 def _limit_patience() -> None:
