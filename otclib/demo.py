@@ -77,11 +77,16 @@ def as_opened(executed: Path, target: Path) -> None:
 
 
 def _kernel_manager() -> type:
-    """Of kernels that are interrupted before they are shut down: a cell that trains ends its workers then."""
+    """Of kernels that end with this process, and are interrupted before: a cell that trains ends its workers then."""
     from jupyter_client.manager import AsyncKernelManager
 
     class Interrupting(AsyncKernelManager):
         shutdown_wait_time = 2.0  # seconds until it is killed, half of them until it is terminated
+
+        async def start_kernel(self, **options) -> None:
+            if sys.platform == "linux":  # from its first instruction on; its own look at its parent begins later
+                options["preexec_fn"] = processes.killed_with_parent
+            await super().start_kernel(**options)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
             await self.interrupt_kernel()  # an idle kernel ignores it

@@ -33,6 +33,7 @@ PATIENCE = 3.0  # seconds that a stopped command has to clear up
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 END = getattr(signal, "SIGKILL", signal.SIGTERM)
 
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _followed: set[tuple[int, int]] = set()  # (this process, a process that it ends with)
 
 
@@ -50,11 +51,16 @@ def end_with(parent: int) -> None:
     if (os.getpid(), parent) in _followed:
         return
     _followed.add((os.getpid(), parent))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, END)
+    killed_with_parent()
     if _left(parent):
         os._exit(1)
     _watch(lambda: _left(parent), lambda: os._exit(1))
+
+
+def killed_with_parent() -> None:
+    """On Linux, have SIGKILL sent to this process when the thread that started it ends; it survives an ``exec``."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, END)
 
 
 def end_early() -> None:
