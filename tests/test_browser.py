@@ -76,7 +76,7 @@ def committed(name: str, folder: Path) -> None:
 def move_and_compare(page, name: str) -> None:
     """Move the reg slider by the keyboard, then click on the image; the picture must change each time."""
     try:
-        page.wait_for_selector(".widget-image", timeout=600_000)
+        page.wait_for_selector(".widget-image", timeout=1_200_000)
     except Exception as error:
         shoot(page, f"{name}-without-widgets")
         raise AssertionError(f"no widget appeared; see {SHOTS / name}-without-widgets.png") from error
@@ -140,7 +140,7 @@ def test_make_explorer(served, tmp_path):
     (tmp_path / "config" / "voila.json").write_text(json.dumps({"Voila": {"port": port, "open_browser": False}}))
     served(["sh", "-c", command], port, "static/", JUPYTER_CONFIG_DIR=str(tmp_path / "config"))
     with browser_page(1500, 1400) as page:
-        page.goto(f"http://127.0.0.1:{port}/", timeout=600_000, wait_until="commit")
+        page.goto(f"http://127.0.0.1:{port}/", timeout=1_200_000, wait_until="commit")
         move_and_compare(page, "voila")
         assert "Traceback" not in page.content()
     assert json.loads((tmp_path / "runs" / "demo-fast" / "otcclip" / "metrics.json").read_text())

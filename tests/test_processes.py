@@ -36,8 +36,9 @@ class Command:
     def running(self) -> list[psutil.Process]:
         """The command and its descendants, also those whose parent is gone."""
         self.process.poll()
-        for process in [*self.known.values(), *([psutil.Process(self.process.pid)] if not self.known else [])]:
+        for pid in [*self.known, *([] if self.known else [self.process.pid])]:
             try:
+                process = self.known.get(pid) or psutil.Process(pid)
                 for each in (process, *process.children(recursive=True)):
                     self.known.setdefault(each.pid, each)
             except psutil.NoSuchProcess:
