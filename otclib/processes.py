@@ -13,6 +13,7 @@ parent. The module imports the standard library alone: ``otclib`` imports it fir
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import runpy
@@ -141,10 +142,13 @@ def stoppable(name: str, then: str = "the same command goes on where it stopped"
     _follow_make()
     try:
         yield
+        return
     except KeyboardInterrupt:
-        print(f"\n{name}: stopped; {then}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(128 + (stopped[0][0] if stopped else signal.SIGINT))  # Python's own end may take many seconds
+        pass
+    gc.collect()  # what the unwound frames held, semaphores among it: or their tracker would warn of them
+    print(f"\n{name}: stopped; {then}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(128 + (stopped[0][0] if stopped else signal.SIGINT))  # Python's own end may take many seconds
 
 
 def _limit_patience() -> None:

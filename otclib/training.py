@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from datasets import Dataset
 from timm.optim import Muon
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from tqdm import std
 from tqdm.auto import tqdm
 
 from otclib import data, defenses, models, processes, results
@@ -475,6 +477,7 @@ def _watched(live) -> bool:
 def _work(parent: int, threads: int, sender, pairs: Dataset, arguments: dict) -> None:
     """In a worker: train, and send the share that is done after every step, or in words why it failed."""
     processes.end_with(parent)
+    std.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave to be warned of
     torch.set_num_threads(threads)
     try:
         train(pairs, progress=False, tick=sender.send, **arguments)

@@ -27,10 +27,9 @@ class Command:
     def __init__(self, arguments: list[str], log: Path, cwd: Path = ROOT):
         self.log = log
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        more = {"env": environment, "cwd": cwd, "start_new_session": True, "preexec_fn": _hear}
         with open(log, "a") as file:
-            self.process = subprocess.Popen(
-                arguments, env=environment, stdout=file, stderr=file, cwd=cwd, start_new_session=True
-            )
+            self.process = subprocess.Popen(arguments, stdout=file, stderr=file, **more)
         self.known: dict[int, psutil.Process] = {}
 
     def running(self) -> list[psutil.Process]:
@@ -76,6 +75,11 @@ class Command:
         self.process.wait()
 
 
+def _hear() -> None:
+    """As in a terminal: where the tests run in the background, SIGINT is ignored, and so would it be in the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _lives(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -103,7 +107,7 @@ def code_and_words(stopped: Command, how, name: str) -> None:
         return
     assert stopped.process.wait() == (143 if how == signal.SIGTERM else 130), stopped.said()
     assert f"{name}: stopped; the same command goes on" in stopped.said()
-    assert "Traceback" not in stopped.said(), stopped.said()
+    assert "Traceback" not in stopped.said() and "leaked" not in stopped.said(), stopped.said()
 
 
 ALONE = f"""
