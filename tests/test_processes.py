@@ -44,7 +44,7 @@ class Command:
                 pass
         return [process for process in self.known.values() if _lives(process)]
 
-    def wait_for(self, reached, seconds: float = 300) -> None:
+    def wait_for(self, reached, seconds: float = 900) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
             self.running()
