@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
+# what is started here stops when make is gone
+export OTCLIB_PARENT := $(shell echo $$PPID)
 
 .PHONY: setup demo test lint explorer book figures table ablation dose batch bench clean
 
@@ -23,7 +25,7 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests benchmarks
 
 explorer: setup  # the transport explorer as a page in the browser; trains its two runs first where they are missing
-	cd notebooks && ../$(BIN)/voila explorer.ipynb
+	cd notebooks && exec ../$(BIN)/python -m otclib.processes voila explorer.ipynb
 
 book: setup  # the chapters and the docstrings as a site, in book/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html book book/_build && echo "open book/_build/index.html"
@@ -41,7 +43,7 @@ dose: setup  # the undefended model on more and more poison, three seeds: 35 min
 	$(BIN)/python -m otclib.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 01_poisoning
 
 batch: setup  # chapter 6 for every data set, attack, defence and seed of notebooks/batch.yaml, under Snakemake; it resumes
-	cd notebooks && ../$(BIN)/snakemake --cores all
+	cd notebooks && exec ../$(BIN)/python -m otclib.processes snakemake --cores all --rerun-incomplete
 
 bench: setup  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

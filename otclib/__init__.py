@@ -6,9 +6,13 @@ run = otclib.train(poisoned, manifest=manifest, defense="otcclip", out="runs/min
 otclib.evaluate(run)
 """
 
-from otclib import attacks, data, defenses, evaluation, losses, matching, models, transport
-from otclib.evaluation import evaluate
-from otclib.training import train, train_each
+from otclib import processes
+
+processes.end_early()  # in a worker of ours, before the imports that take seconds
+
+from otclib import attacks, data, defenses, evaluation, losses, matching, models, transport  # noqa: E402
+from otclib.evaluation import evaluate  # noqa: E402
+from otclib.training import train, train_each  # noqa: E402
 
 __all__ = [
     "attacks",

@@ -11,21 +11,24 @@ import argparse
 import base64
 import io
 import os
-import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from PIL import Image
 
-from otclib import results
+from otclib import processes, results
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 STORY = ("01_poisoning", "03_defense_training", "02_transport_plans", "04_attack_success")  # training comes first
 
 
 def execute(name: str, target: Path, parameters: dict) -> None:
-    """Execute one notebook; what it prints is shown as it comes. The notebook's own folder is not touched."""
+    """Execute one notebook; what it prints is shown as it comes. The notebook's own folder is not touched.
+
+    The kernel ends with this process. ``as_opened`` makes of the copy what is committed.
+    """
     import nbformat
     import papermill
 
@@ -37,14 +40,13 @@ def execute(name: str, target: Path, parameters: dict) -> None:
         parameters=parameters,
         progress_bar=False,
         stdout_file=sys.stdout,
+        kernel_manager_class=_kernel_manager(),
     )
     notebook = nbformat.read(part, as_version=4)
     for part_of in (notebook, *notebook.cells):  # times and paths of one machine are no part of the document
         part_of.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("remove-cell")  # from the book: that nobody sat there is no news to its readers
         if "outputs" in cell:
             cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", []):
@@ -52,6 +54,45 @@ def execute(name: str, target: Path, parameters: dict) -> None:
                 output["data"]["image/png"] = _smaller(output["data"]["image/png"])
     nbformat.write(notebook, part)
     part.replace(target)
+
+
+def as_opened(executed: Path, target: Path) -> None:
+    """Write an executed notebook as it is committed: with its outputs, and with the parameters that its own cell says.
+
+    The cell that papermill put in is left out, so that whoever runs it has widgets; and so is the widgets' state.
+    """
+    import nbformat
+
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.metadata.pop("widgets", None)
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+    part = target.with_name(target.name + ".part")
+    nbformat.write(notebook, part)
+    part.replace(target)
+
+
+def _kernel_manager() -> type:
+    """Of kernels that end with this process, and are interrupted before: a cell that trains ends its workers then."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Interrupting(AsyncKernelManager):
+        shutdown_wait_time = 2.0  # seconds until it is killed, half of them until it is terminated
+
+        async def start_kernel(self, **options) -> None:
+            if sys.platform == "linux":  # from its first instruction on; its own look at its parent begins later
+                options["preexec_fn"] = processes.killed_with_parent
+            await super().start_kernel(**options)
+
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+            await self.interrupt_kernel()  # an idle kernel ignores it
+            await super().shutdown_kernel(now, restart)
+
+    return Interrupting
 
 
 def _joined(outputs: list) -> list:
@@ -84,7 +125,10 @@ def main(arguments: list[str] | None = None) -> None:
     a = p.parse_args(arguments)
     if a.only:
         os.chdir(NOTEBOOKS)  # where its default paths lead from
-        execute(a.only, NOTEBOOKS / f"{a.only}.ipynb", {"INTERACTIVE": False})
+        with tempfile.TemporaryDirectory() as folder:
+            executed = Path(folder) / f"{a.only}.ipynb"
+            execute(a.only, executed, {"INTERACTIVE": False})
+            as_opened(executed, NOTEBOOKS / f"{a.only}.ipynb")
         return
     start = time.perf_counter()
     for k, name in enumerate(STORY, 1):
@@ -92,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         parameters = {"out": str(a.out), "seed": a.seed, "fast": a.fast, "INTERACTIVE": False}
         execute(name, a.out / "notebooks" / f"{name}.ipynb", parameters)
         if a.publish:
-            shutil.copy(a.out / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb")
+            as_opened(a.out / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb")
     folder = a.out.with_name(a.out.name + "-fast") if a.fast else a.out
     print(f"\n{results.table([folder / 'clip', folder / 'otcclip'])}")
     print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes.")
@@ -100,4 +144,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with processes.stoppable("otclib.demo", "the same command goes on from the last finished epoch"):
+        main()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import otclib
-from otclib import plots
+from otclib import plots, processes
 from otclib.results import config, grouped, into_readme, made_by, order, read, table
 from otclib.runs import write_json
 
@@ -41,4 +41,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with processes.stoppable("otclib.seeds"):
+        main()

@@ -20,17 +20,17 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import otclib
-from otclib import compare, results
+from otclib import compare, processes, results
 from otclib.attacks import planting
 from otclib.data import scenes
 from otclib.runs import code, write_json
@@ -196,20 +196,23 @@ def run_all(
 ) -> Iterable[tuple[Job, Path | Exception]]:
     """Run jobs in ``workers`` processes, each when what it needs is there; yields them as they finish, or fail.
 
-    ``minutes``: no run is started after so many.
+    ``minutes``: no run is started after so many. Close it to stop the runs that are going on.
     """
     start, running = time.monotonic(), {}
     pending = list(todo)
     unfinished = set(pending)
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, context, _prepare, (threads, os.getpid())) as pool:
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _prepare, (os.getpid(), threads))
+    try:
         while pending or running:
             late = minutes is not None and time.monotonic() - start > 60 * minutes
             ready = [] if late else [job for job in pending if not unfinished & set(job.needs())]
             for job in ready[: workers - len(running)]:
                 pending.remove(job)
-                running[pool.submit(job.run, out, **options)] = job
+                with processes.starting():  # the pool starts a worker when it needs one
+                    running[pool.submit(job.run, out, **options)] = job
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -219,18 +222,16 @@ def run_all(
                 else:
                     unfinished.discard(job)
                     yield job, future.result()
+    finally:
+        if running:  # stopped
+            processes.stop([worker for worker in multiprocessing.active_children() if worker not in others])
+        pool.shutdown(cancel_futures=True)
 
 
-def _prepare(threads: int, parent: int) -> None:
-    """In a new worker: its share of the cores, and an end when the table's own process is killed."""
+def _prepare(parent: int, threads: int) -> None:
+    """In a new worker: an end when the table's own process ends, and its share of the cores."""
+    processes.end_with(parent)
     torch.set_num_threads(threads)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def record(job: Job, out: Path) -> dict:
@@ -336,14 +337,15 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{len(finished)} of {len(todo)} runs are there, {len(records)} are recorded", flush=True)
     missing = unfinished(todo, {*finished}, {*records} if a.recorded else set())
     start, failed = time.monotonic(), []
-    for job, run in run_all(missing, out, workers=workers, minutes=a.limit, **options):
-        minutes = (time.monotonic() - start) / 60
-        if isinstance(run, Exception):
-            failed.append(job)
-            print(f"{minutes:6.1f} min  {job} failed: {type(run).__name__}: {run}", flush=True)
-        else:
-            finished.append(job)
-            print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.what, run)}", flush=True)
+    with closing(run_all(missing, out, workers=workers, minutes=a.limit, **options)) as runs:
+        for job, run in runs:
+            minutes = (time.monotonic() - start) / 60
+            if isinstance(run, Exception):
+                failed.append(job)
+                print(f"{minutes:6.1f} min  {job} failed: {type(run).__name__}: {run}", flush=True)
+            else:
+                finished.append(job)
+                print(f"{minutes:6.1f} min  {len(finished)}/{len(todo)}  {results.spoken(job.what, run)}", flush=True)
     for job, made in records.items():
         if job not in finished and made.get("code") != code():
             print(f"kept as recorded, by other code ({(made.get('code') or {}).get('commit')}): {job}", flush=True)
@@ -384,4 +386,5 @@ def publish(figures: Path, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with processes.stoppable("otclib.table"):
+        main()

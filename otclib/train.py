@@ -7,7 +7,7 @@ import json
 import sys
 import types
 
-from otclib import attacks, data, defenses
+from otclib import attacks, data, defenses, processes
 from otclib.training import train
 
 
@@ -75,4 +75,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with processes.stoppable("otclib.train", "the same command goes on from the last finished epoch"):
+        main()

@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,19 +27,18 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
+from tqdm import std
 from tqdm.auto import tqdm
 
-from otclib import data, defenses, models, results
+from otclib import data, defenses, models, processes, results
 from otclib.defenses import views
 from otclib.models import Features
 from otclib.optim import learning_rate, optimizers
 from otclib.precision import CHOICES, choose
 from otclib.runs import code, fingerprint, machine, write_json
 
-SMALL, GROWN = (
-    0.75,
-    1 / 3,
-)  # of their side images begin with, until this share of the training is over
+# the side of an image begins at this share of its own, and has all of it from this share of the training on
+SMALL, GROWN = 0.75, 1 / 3
 View = Callable[[Tensor, int], Tensor]  # uint8 images [B, 3, H, W], side in pixels -> one view of each, float in [0, 1]
 
 
@@ -412,20 +412,23 @@ def train_each(
     for name in finished:
         train(pairs, progress=False, defense=name, out=runs[name], **same)  # refuses a run of another configuration
     context = multiprocessing.get_context("spawn")
-    errors = context.Queue()
     threads = max(1, torch.get_num_threads() // len(runs))
     missing = [name for name in runs if name not in finished]
-    done = {name: context.Value("d", 0.0) for name in missing}
+    pipes = {name: context.Pipe(duplex=False) for name in missing}
     workers = [
-        context.Process(target=_work, args=(errors, threads, done[n], pairs, dict(same, defense=n, out=runs[n])))
+        context.Process(
+            target=_work, args=(os.getpid(), threads, pipes[n][1], pairs, dict(same, defense=n, out=runs[n]))
+        )
         for n in missing
     ]
+    done = dict.fromkeys(missing, 0.0)
     look = {"desc": " and ".join(missing), "bar_format": "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"}
     bar = tqdm(total=len(missing), leave=False, disable=not (progress and missing and _watched(live)), **look)
     said = {name: len(results.log(run)) if name in finished and not retell else 0 for name, run in runs.items()}
     try:
-        for worker in workers:
-            worker.start()
+        with processes.starting():
+            for worker in workers:
+                worker.start()
         alive = True
         while alive:
             alive = any(worker.is_alive() for worker in workers)
@@ -439,9 +442,13 @@ def train_each(
                 said[name] += len(lines)
             if new and live is not None:
                 live(logs)
-            if not errors.empty():
-                raise RuntimeError(errors.get())
-            bar.n = sum(share.value for share in done.values())
+            for name, (receiver, _) in pipes.items():
+                while receiver.poll():
+                    message = receiver.recv()
+                    if isinstance(message, str):
+                        raise RuntimeError(message)
+                    done[name] = message
+            bar.n = sum(done.values())
             bar.refresh()
             time.sleep(0.5 if alive else 0)
         if any(worker.exitcode for worker in workers):
@@ -450,9 +457,7 @@ def train_each(
             )
     finally:
         bar.close()
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
+        processes.stop(workers)
     return runs
 
 
@@ -461,15 +466,15 @@ def _watched(live) -> bool:
     return live is not None or sys.stderr.isatty()
 
 
-def _work(errors, threads: int, done, pairs: Dataset, arguments: dict) -> None:
-    def tick(share: float) -> None:
-        done.value = share
-
+def _work(parent: int, threads: int, sender, pairs: Dataset, arguments: dict) -> None:
+    """In a worker: train, and send the share that is done after every step, or in words why it failed."""
+    processes.end_with(parent)
+    std.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave to be warned of
     torch.set_num_threads(threads)
     try:
-        train(pairs, progress=False, tick=tick, **arguments)
+        train(pairs, progress=False, tick=sender.send, **arguments)
     except Exception as error:
-        errors.put(f"{arguments['defense']}: {type(error).__name__}: {error}")
+        sender.send(f"{arguments['defense']}: {type(error).__name__}: {error}")
 
 
 def _spoken(defense: str, line: dict, epochs: int) -> str:

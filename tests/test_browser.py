@@ -1,7 +1,9 @@
-"""The explorer in a real JupyterLab, in a headless Chromium: run all cells, move a slider, see another picture."""
+"""The committed notebooks in a real JupyterLab and in voila, in a headless Chromium: run all, move a slider, look."""
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +12,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import jupytext
 import pytest
 from browser import browser_page, needs_browser
 
@@ -32,13 +33,13 @@ def free_port() -> int:
 
 @pytest.fixture
 def served(tmp_path):
-    """Starts ``python -m <module> ...`` on a free port and waits until it answers."""
+    """Starts a command that serves on a port, and waits until it answers."""
     servers = []
 
-    def serve(*command: str, port: int, path: str = "") -> str:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
-        log = open(tmp_path / "server.log", "w")
-        servers.append(subprocess.Popen([sys.executable, "-m", *command], env=environment, stdout=log, stderr=log))
+    def serve(command: list[str], port: int, path: str = "", **environment: str) -> str:
+        settings = {"HF_HUB_OFFLINE": "1", "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+        log, own = open(tmp_path / "server.log", "w"), os.environ | settings | environment
+        servers.append(subprocess.Popen(command, env=own, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True))
         address, start = f"http://127.0.0.1:{port}/{path}", time.monotonic()
         while time.monotonic() - start < 120:
             try:
@@ -50,27 +51,35 @@ def served(tmp_path):
                 if servers[-1].poll() is not None:
                     break
                 time.sleep(0.5)
-        raise AssertionError(f"{command[0]} did not start: {(tmp_path / 'server.log').read_text()[-2000:]}")
+        raise AssertionError(f"{' '.join(command)} did not start: {(tmp_path / 'server.log').read_text()[-2000:]}")
 
     yield serve
     for server in servers:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        finally:
+            try:
+                os.killpg(server.pid, signal.SIGKILL)  # what it left behind
+            except ProcessLookupError:
+                pass
 
 
-def small_notebook(folder: Path) -> Path:
-    """The explorer's notebook with the fast setting."""
-    notebook = jupytext.read(demo.NOTEBOOKS / "explorer.py")
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source += f"\nfast, out = True, {str(folder / 'runs')!r}"
-    jupytext.write(notebook, folder / "explorer.ipynb")
-    return folder / "explorer.ipynb"
+def committed(name: str, folder: Path) -> None:
+    """A committed notebook as it lies there, outputs included, but for one word: ``fast = True``."""
+    text, setting = (demo.NOTEBOOKS / f"{name}.ipynb").read_text(), '\n    "fast = False '
+    assert text.count(setting) == 1
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / f"{name}.ipynb").write_text(text.replace(setting, setting.replace("False", "True")))
 
 
 def move_and_compare(page, name: str) -> None:
     """Move the reg slider by the keyboard, then click on the image; the picture must change each time."""
-    page.wait_for_selector(".widget-image", timeout=600_000)
+    try:
+        page.wait_for_selector(".widget-image", timeout=1_200_000)
+    except Exception as error:
+        shoot(page, f"{name}-without-widgets")
+        raise AssertionError(f"no widget appeared; see {SHOTS / name}-without-widgets.png") from error
     page.locator(".widget-image").first.scroll_into_view_if_needed()
     picture = page.locator(".widget-image").first
     page.wait_for_function("document.querySelector('.widget-image').src.startsWith('blob:')", timeout=60_000)
@@ -85,38 +94,53 @@ def move_and_compare(page, name: str) -> None:
     page.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + 0.4 * box["height"])  # a place of the image
     page.wait_for_function("old => document.querySelector('.widget-image').src !== old", arg=before, timeout=30_000)
     page.wait_for_timeout(500)
+    shoot(page, name)
+
+
+def shoot(page, name: str) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(SHOTS / f"{name}.png"))
 
 
+@pytest.mark.slow
 @needs_browser
-def test_the_explorer_in_jupyterlab(served, tmp_path):
-    small_notebook(tmp_path)
+@pytest.mark.parametrize("name, runs", [("explorer", "demo-fast"), ("00_start", "start-fast")])
+def test_a_committed_notebook_in_jupyterlab(name, runs, served, tmp_path):
+    committed(name, tmp_path)
     port = free_port()
-    for name, value in SETTINGS.items():
-        file = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    for setting, value in SETTINGS.items():
+        file = tmp_path / "settings" / "@jupyterlab" / f"{setting}.jupyterlab-settings"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps(value))
     options = [f"--ServerApp.root_dir={tmp_path}", f"--port={port}", "--no-browser", "--allow-root"]
-    served("jupyterlab", *options, "--IdentityProvider.token=", port=port, path="api")
+    served([sys.executable, "-m", "jupyterlab", *options, "--IdentityProvider.token="], port, "api")
     with browser_page(1500, 1400) as page:
-        page.goto(f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb?reset")
+        page.goto(f"http://127.0.0.1:{port}/lab/tree/notebooks/{name}.ipynb?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
         page.wait_for_selector("text=/ipykernel.*Idle/", timeout=120_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         page.wait_for_selector(".jp-InputPrompt:text-matches('[1*]')", timeout=30_000)
-        move_and_compare(page, "jupyterlab")
+        move_and_compare(page, f"jupyterlab-{name}")
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
         assert page.locator(".jp-OutputArea-output:has-text('Traceback')").count() == 0
-    assert json.loads((tmp_path / "runs-fast" / "clip" / "metrics.json").read_text())
+    assert json.loads((tmp_path / "runs" / runs / "clip" / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 @needs_browser
-def test_the_explorer_as_a_page_of_voila(served, tmp_path):
-    notebook, port = small_notebook(tmp_path), free_port()
-    served("voila", str(notebook), f"--port={port}", "--no-browser", port=port, path="static/")
+def test_make_explorer(served, tmp_path):
+    """The command of the Makefile, word for word; a settings file chooses the port and opens no window."""
+    committed("explorer", tmp_path)
+    port, makefile = free_port(), (demo.NOTEBOOKS.parent / "Makefile").read_text()
+    command = re.search(r"^explorer:.*\n\t(.*)", makefile, re.M)[1].replace(
+        "../$(BIN)", str(Path(sys.executable).parent)
+    )
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "voila.json").write_text(json.dumps({"Voila": {"port": port, "open_browser": False}}))
+    served(["sh", "-c", command], port, "static/", JUPYTER_CONFIG_DIR=str(tmp_path / "config"))
     with browser_page(1500, 1400) as page:
-        page.goto(f"http://127.0.0.1:{port}/", timeout=300_000)
+        page.goto(f"http://127.0.0.1:{port}/", timeout=1_200_000, wait_until="commit")
         move_and_compare(page, "voila")
         assert "Traceback" not in page.content()
+    assert json.loads((tmp_path / "runs" / "demo-fast" / "otcclip" / "metrics.json").read_text())

@@ -19,6 +19,7 @@ from PIL import Image
 from otclib import demo
 
 NOTEBOOKS = sorted(demo.NOTEBOOKS.glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def test_the_story_is_there():
@@ -29,8 +30,43 @@ def test_the_story_is_there():
 def test_paired(path):
     text = jupytext.read(path.with_suffix(".py"))
     notebook = nbformat.read(path, as_version=4)
-    ours = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    assert [(c.cell_type, c.source.strip()) for c in ours] == [(c.cell_type, c.source.strip()) for c in text.cells]
+    found, wanted = ([(c.cell_type, c.source.strip()) for c in each.cells] for each in (notebook, text))
+    assert found == wanted
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_whoever_opens_it_has_widgets(path):
+    """Nothing of papermill's is left, and what the cells say to ``INTERACTIVE`` is True."""
+    notebook = nbformat.read(path, as_version=4)
+    said = []
+    for cell in notebook.cells:
+        assert not {"injected-parameters", "remove-cell"} & set(cell.metadata.get("tags", []))
+        assert not {"papermill", "execution"} & set(cell.metadata)
+        if cell.cell_type == "code":
+            said += re.findall(r"^\s*INTERACTIVE\s*=\s*(\w+)", cell.source, re.M)
+    assert said == ["True"]
+    assert not {"papermill", "widgets"} & set(notebook.metadata)
+
+
+def test_a_copy_to_commit_keeps_the_outputs_and_not_the_parameters(tmp_path):
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("INTERACTIVE = True", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("print(INTERACTIVE)\nINTERACTIVE"),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
+    (tmp_path / "here").mkdir()
+    nbformat.write(notebook, tmp_path / "here" / "one.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "NOTEBOOKS", tmp_path / "here")
+        patch.chdir(tmp_path)
+        demo.main(["--only", "one"])
+    done = nbformat.read(tmp_path / "here" / "one.ipynb", as_version=4)
+    assert [c.source for c in done.cells] == [c.source for c in notebook.cells]
+    assert [c.execution_count for c in done.cells] == [1, 2]
+    assert [o.get("text") or o.data["text/plain"] for o in done.cells[1].outputs] == ["False\n", "False"]
+    assert not list(tmp_path.glob("here/*.part*"))
 
 
 def test_smaller_figures_keep_their_colours():
@@ -56,7 +92,8 @@ def test_executed_and_small(path):
     assert path.stat().st_size < 1_000_000
     parameters = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(parameters) == 1 and "seed" in parameters[0].source and "fast" in parameters[0].source
-    assert str(Path.home()) not in json.dumps(notebook)
+    for place in (Path.home(), demo.NOTEBOOKS.parent):  # of one machine
+        assert str(place) not in json.dumps(notebook)
 
 
 def test_the_whole_story_fast(tmp_path):
@@ -93,6 +130,20 @@ def test_a_chapter_alone_makes_what_it_lacks(name, made, tmp_path):
     demo.execute(name, tmp_path / "alone.ipynb", {"out": str(tmp_path / "alone"), "fast": True, "INTERACTIVE": False})
     assert (tmp_path / "alone-fast" / made).exists()
     clean(tmp_path / "alone.ipynb")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, widgets", [("00_start", True), ("03_defense_training", False), ("06_own_data", False)])
+def test_a_chapter_that_is_watched(name, widgets, tmp_path):
+    """As in JupyterLab: curves that grow, and the explorer where the chapter shows it."""
+    demo.execute(name, tmp_path / "watched.ipynb", {"out": str(tmp_path / "watched"), "fast": True})
+    cells = nbformat.read(tmp_path / "watched.ipynb", as_version=4).cells
+    training = next(
+        c for c in cells if c.cell_type == "code" and re.search(r"workbook.runs\(|otclib.train\(", c.source)
+    )
+    assert [o for o in training.outputs if "image/png" in o.get("data", {})], "no curves"
+    shown = [o.data for c in cells for o in c.get("outputs", []) if WIDGET in o.get("data", {})]
+    assert bool([data for data in shown if data["text/plain"].startswith("VBox")]) == widgets
 
 
 def test_the_table_chapter_alone(tmp_path):

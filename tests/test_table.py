@@ -137,7 +137,7 @@ from concurrent.futures import ProcessPoolExecutor
 from otclib import table
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, table._prepare, (1, os.getpid())) as pool:
+    with ProcessPoolExecutor(1, context, table._prepare, (os.getpid(), 1)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 100).result()
 """

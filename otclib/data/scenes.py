@@ -21,6 +21,8 @@ from multiprocessing import get_context
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from otclib import processes
+
 VERSION = 7  # part of the cache's name: raise it when the same seed would give other scenes
 
 # class -> (glyph, synonyms beside the class name)
@@ -387,6 +389,9 @@ def generate(split: str, n: int, size: int = 64, seed: int = 0, workers: int | N
         for task in tasks:
             yield from _rows(task)
         return
-    with get_context("fork" if os.name == "posix" else "spawn").Pool(workers) as pool:
+    context = get_context("fork" if os.name == "posix" else "spawn")
+    with processes.starting():
+        pool = context.Pool(workers, processes.end_with, (os.getpid(),))
+    with pool:
         for rows in pool.imap(_rows, tasks):
             yield from rows
