@@ -59,6 +59,7 @@ def test_executed_and_small(path):
     assert str(Path.home()) not in json.dumps(notebook)
 
 
+@pytest.mark.slow
 def test_the_whole_story_fast(tmp_path):
     """`make demo` with the fast setting: four notebooks, two runs, the table."""
     # half a minute of work: a process of its own, so that kernels find the test's cache and nothing of this process
@@ -80,6 +81,7 @@ def test_the_whole_story_fast(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, made",
     [
@@ -95,6 +97,7 @@ def test_a_chapter_alone_makes_what_it_lacks(name, made, tmp_path):
     clean(tmp_path / "alone.ipynb")
 
 
+@pytest.mark.slow
 def test_the_table_chapter_alone(tmp_path):
     demo.execute("05_all_systems", tmp_path / "alone.ipynb", {"out": str(tmp_path / "figures"), "fast": True})
     figures = tmp_path / "figures-fast"
@@ -103,6 +106,7 @@ def test_the_table_chapter_alone(tmp_path):
     clean(tmp_path / "alone.ipynb")
 
 
+@pytest.mark.slow
 def test_the_table_chapter_of_the_committed_results(tmp_path):
     figures = tmp_path / "figures"
     shutil.copytree(demo.NOTEBOOKS.parent / "figures", figures)
@@ -144,6 +148,7 @@ def test_every_exercise_has_a_solution(path):
     )
 
 
+@pytest.mark.slow
 def test_the_book_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "book", str(tmp_path / "book")]
