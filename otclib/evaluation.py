@@ -392,7 +392,7 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
     x, labels = pooled(model, images).cpu().numpy()[order], labels[order]
     half = len(x) // 2
     x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)  # centred, it converges in a fraction of the iterations
-    with threadpool_limits(1):  # a step takes a millisecond: a second thread only waits for the first
+    with threadpool_limits(1):  # a step takes a millisecond; the stopping point then is the same on any number of cores
         probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half], labels[:half])
         return float(probe.score(x[half:], labels[half:]))
 

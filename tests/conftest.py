@@ -16,7 +16,8 @@ import otclib
 def cache(tmp_path_factory):
     """The tests draw their own scenes: nothing of the user's cache is read or written."""
     os.environ["OTCLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 import otclib
 from otclib import evaluation, results
@@ -163,21 +164,24 @@ def test_metrics_are_those_of_features_taken_one_set_at_a_time(runs, little):
     }
     apart = ~np.eye(len(images), dtype=bool)
     before, after = ((of @ of.T).numpy().astype(float)[apart] for of in (plain, triggered))
-    expected["backdoor_z_score"] = (after.mean() - before.mean()) / before.std()
+    z_score = (after.mean() - before.mean()) / before.std()
     sets = {"scenes": (images, true)} | {name: draw(64) for name, draw in probes.PROBES.items()}
     for name, (of, labels) in sets.items():
         order = np.random.default_rng(0).permutation(len(of))
         x, labels, half = encode(of).numpy()[order], labels[order], len(of) // 2
         x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)
-        probe = LogisticRegression(max_iter=3000).fit(x[:half], labels[:half])
-        expected[f"linear_probe/{name}"] = (probe.predict(x[half:]) == labels[half:]).mean()
+        with threadpool_limits(1):
+            probe = LogisticRegression(max_iter=3000).fit(x[:half], labels[:half])
+        right = (probe.predict(x[half:]) == labels[half:]).sum()
+        assert abs(metrics[f"linear_probe/{name}"] * (len(of) - half) - right) < 1.5, "one image may lie on the line"
     image = encode(otclib.data.image_tensor(val, 64))
     text = torch.cat([model.encode_text(tokenizer([caption]), normalize=True) for caption in val["caption"]])
     near, captions = (image @ text.T).argsort(1, descending=True), np.array(val["caption"])
     for k in (1, 5, 10):
         found = (captions[near[:, :k]] == captions[:, None]).any(1)
         expected[f"image_to_text_recall_at_{k}"] = found.mean()
-    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert metrics["backdoor_z_score"] == pytest.approx(z_score, rel=1e-4, abs=1e-4)
 
 
 def test_the_same_images_are_encoded_once(small, monkeypatch):
