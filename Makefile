@@ -16,7 +16,7 @@ setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the o
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "otclib needs Python >= 3.11: make PYTHON=python3.12"; exit 1)
-	@echo "Setting up .venv, once: PyTorch and what the notebooks need, about 2.7 GB to download and 7 GB on disk."
+	@echo "Setting up .venv, once: PyTorch and what the notebooks need, about 3.3 GB to download and 7 GB on disk."
 	@echo "On Linux most of it is the CUDA build of PyTorch, which PyPI has no smaller one of; it runs without a GPU, too."
 	@$(PYTHON) -m venv .venv
 	@$(call install,notebooks)
