@@ -1,33 +1,52 @@
-# Two commands: `make demo` tells the whole story, `make test` checks it. Both set up .venv first where it is missing.
+# `make demo` tells the whole story, `make test` checks the parts, `make test-all` everything. Each sets up what it lacks.
 PYTHON ?= python3
 BIN := .venv/bin
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 export HF_HUB_OFFLINE ?= 1
 # what is started here stops when make is gone
 export OTCLIB_PARENT := $(shell echo $$PPID)
 
-.PHONY: setup demo test lint explorer book figures table ablation dose batch bench clean
+# pip installs what $(1) names and prints one line for each file of 10 MB or more; its errors are shown whole
+BIG := (Downloading|Using cached) [A-Za-z0-9_.]+-[^ ]+ \([0-9]{2,}\.[0-9]+ MB\)|Installing collected packages
+install = $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt \
+	--editable '.[$(1)]' | { grep --line-buffered -oE '$(BIG)' || true; }
 
-setup: .venv/.ready
+.PHONY: setup demo test test-slow test-all lint explorer book figures table ablation dose batch bench clean
+
+setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the other commands add their own tools
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "otclib needs Python >= 3.11: make PYTHON=python3.12"; exit 1)
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks,test,book,dev]'
-	touch $@
+	@echo "Setting up .venv, once: PyTorch and what the notebooks need, about 3.3 GB to download and 7 GB on disk."
+	@echo "On Linux most of it is the CUDA build of PyTorch, which PyPI has no smaller one of; it runs without a GPU, too."
+	@$(PYTHON) -m venv .venv
+	@$(call install,notebooks)
+	@touch $@ && echo "Set up."
+
+.venv/.%: .venv/.ready  # an extra of pyproject.toml by its name: test, dev, book, batch, bench
+	@echo "Installing what 'make $(or $(MAKECMDGOALS),setup)' needs besides: the extra '$*' of pyproject.toml."
+	@$(call install,$*)
+	@touch $@
 
 demo: setup
 	$(BIN)/python -m otclib.demo --out runs/demo
 
-test: setup
-	$(BIN)/python -m pytest
+test: .venv/.test  # what is quick: no notebook, no browser, no whole table
+	$(BIN)/python -m pytest -m "not slow"
 
-lint: setup
+test-slow: .venv/.test .venv/.book .venv/.batch  # the rest
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
+
+lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests benchmarks
 
 explorer: setup  # the transport explorer as a page in the browser; trains its two runs first where they are missing
 	cd notebooks && exec ../$(BIN)/python -m otclib.processes voila explorer.ipynb
 
-book: setup  # the chapters and the docstrings as a site, in book/_build
+book: .venv/.book  # the chapters and the docstrings as a site, in book/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html book book/_build && echo "open book/_build/index.html"
 
 figures: setup  # the numbers of the README: three seeds of both systems, half an hour on two cores
@@ -42,11 +61,10 @@ ablation: setup  # OTCCLIP with one part missing or changed at a time, three see
 dose: setup  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
 	$(BIN)/python -m otclib.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 01_poisoning
 
-batch: setup  # chapter 6 for every data set, attack, defence and seed of notebooks/batch.yaml, under Snakemake; it resumes
+batch: .venv/.batch  # chapter 6 for every data set, attack, defence and seed of notebooks/batch.yaml, under Snakemake; it resumes
 	cd notebooks && exec ../$(BIN)/python -m otclib.processes snakemake --cores all --rerun-incomplete
 
-bench: setup  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+bench: .venv/.bench  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
 	$(BIN)/python -m benchmarks.transport
 
 clean:

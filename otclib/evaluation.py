@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
@@ -61,9 +63,31 @@ def classify(model: nn.Module, images: Tensor, embeddings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pooled(model: nn.Module, images: Tensor, size: int = 500) -> Tensor:
-    """Pooled features of uint8 images [N, 3, S, S] -> [N, D]."""
-    return torch.cat([_encode(model, chunk).pooled for chunk in images.split(size)])
+def pooled(model: nn.Module | Remembering, images: Tensor, size: int = 500) -> Tensor:
+    """Pooled features of uint8 images [N, 3, S, S] -> [N, D], L2-normalised."""
+    encode = model.pooled if isinstance(model, Remembering) else lambda chunk: _pooled_images(model, chunk)
+    return torch.cat([encode(chunk) for chunk in images.split(size)])
+
+
+class Remembering:
+    """A model that pools the same images only once; in everything else it is the model itself.
+
+    Zero-shot classification, the z-score and the linear probe ask for the features of the same test images. The images
+    are recognised by their content, so the callers need not know of each other. Use it while the weights are fixed.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.known = model, {}
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """``pooled`` of one chunk, from memory where it was asked for before."""
+        key = hashlib.blake2b(images.contiguous().numpy()).digest()
+        if key not in self.known:
+            self.known[key] = _pooled_images(self.model, images)
+        return self.known[key]
 
 
 def _pooled_text(model: nn.Module, tokenizer, captions: Sequence[str], size: int = 4096) -> Tensor:
@@ -72,10 +96,19 @@ def _pooled_text(model: nn.Module, tokenizer, captions: Sequence[str], size: int
 
 
 def _encode(model: nn.Module, images: Tensor) -> Features:
+    return models.encode_image(model, _normalized(model, images))
+
+
+def _pooled_images(model: nn.Module, images: Tensor) -> Tensor:
+    """What ``_encode`` gives as ``pooled``, without the cost of the token features."""
+    images = _normalized(model, images).to(memory_format=torch.channels_last)
+    return torch.nn.functional.normalize(model.encode_image(images).float(), dim=-1)
+
+
+def _normalized(model: nn.Module, images: Tensor) -> Tensor:
+    """uint8 images as the model's image tower takes them, on the model's device."""
     device = next(model.parameters()).device
-    return models.encode_image(
-        model, models.normalize(model)(tv.to_dtype(images.to(device), torch.float32, scale=True))
-    )
+    return models.normalize(model)(tv.to_dtype(images.to(device), torch.float32, scale=True))
 
 
 def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:
@@ -256,7 +289,7 @@ def evaluate(
         val = val if val is not None else data.load("scenes", split="val", seed=config["seed"])
     device = Accelerator(mixed_precision="no").device
     model, _, tokenizer = models.load(run / "model.safetensors")
-    model, size = model.to(device), models.image_size(model)
+    model, size = Remembering(model.to(device)), models.image_size(model)
     manifest = Dataset.from_parquet(str(run / "manifest.parquet")) if (run / "manifest.parquet").exists() else None
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
@@ -277,7 +310,7 @@ def evaluate(
         metrics |= trigger_metrics(model, manifest, images, shown)
         if clean is not None:
             other, _, words = models.load(Path(clean) / "model.safetensors")
-            other = other.to(device)
+            other = Remembering(other.to(device))
             found = attack_metrics(other, words, manifest, test, images, shown)
             found |= trigger_metrics(other, manifest, images, shown)
             metrics |= {f"clean_model_{name}": found[key] for key, name in OF_A_CLEAN_MODEL.items() if key in found}
@@ -358,8 +391,9 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
     x, labels = pooled(model, images).cpu().numpy()[order], labels[order]
     half = len(x) // 2
     x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)  # centred, it converges in a fraction of the iterations
-    probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half], labels[:half])
-    return float(probe.score(x[half:], labels[half:]))
+    with threadpool_limits(1):  # a step takes a millisecond; the stopping point then is the same on any number of cores
+        probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half], labels[:half])
+        return float(probe.score(x[half:], labels[half:]))
 
 
 @torch.no_grad()

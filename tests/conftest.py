@@ -1,6 +1,7 @@
 """Small poisoned sets and one tiny trained run of each defence, shared by the tests."""
 
 import os
+from contextlib import contextmanager
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -15,7 +16,8 @@ import otclib
 def cache(tmp_path_factory):
     """The tests draw their own scenes: nothing of the user's cache is read or written."""
     os.environ["OTCLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,23 @@ def pairs(cache):
 def poisoned(pairs):
     planned = [otclib.attacks.load("targeted", targets=4, copies=3), otclib.attacks.load("badnets", rate=0.02)]
     return otclib.attacks.plant(pairs, planned, seed=5)
+
+
+@contextmanager
+def evaluated_on_little():
+    """Runs are evaluated on 300 test and 200 val scenes and on 300 images of each probe: the same code on less."""
+    scenes, probes = otclib.data.scenes, otclib.data.probes
+    first = {name: lambda size, every=every: [of[:300] for of in every(size)] for name, every in probes.PROBES.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "SPLITS", scenes.SPLITS | {"val": (200, 3), "test": (300, 1)})
+        patch.setattr(probes, "PROBES", first)
+        yield
+
+
+@pytest.fixture
+def little():
+    with evaluated_on_little():
+        yield
 
 
 @pytest.fixture
@@ -48,16 +67,17 @@ def runs(poisoned, tmp_path_factory):
     """{defence: finished run folder}, two epochs on 408 pairs; that of otcclip keeps the weights of every epoch."""
     table, manifest = poisoned
     options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100, "keep": 0.2}}
-    return {
-        name: otclib.train(
-            table,
-            manifest=manifest,
-            defense=name,
-            out=tmp_path_factory.mktemp("runs") / name,
-            seed=5,
-            epochs=2,
-            snapshots=name == "otcclip",
-            **extra,
-        )
-        for name, extra in options.items()
-    }
+    with evaluated_on_little():
+        return {
+            name: otclib.train(
+                table,
+                manifest=manifest,
+                defense=name,
+                out=tmp_path_factory.mktemp("runs") / name,
+                seed=5,
+                epochs=2,
+                snapshots=name == "otcclip",
+                **extra,
+            )
+            for name, extra in options.items()
+        }

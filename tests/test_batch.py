@@ -9,6 +9,7 @@ import pytest
 
 from otclib import demo
 
+pytestmark = pytest.mark.slow
 LIST = {
     "datasets": {"few": {"dataset": "scenes", "dataset_options": {}, "size": 200}},
     "attacks": {"badnets": ["badnets"]},

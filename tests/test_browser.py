@@ -17,6 +17,7 @@ from browser import browser_page, needs_browser
 
 from otclib import demo
 
+pytestmark = pytest.mark.slow
 SHOTS = Path(os.environ.get("OTCLIB_SCREENSHOTS", "runs/screenshots"))
 
 SETTINGS = {  # all cells are made, and not only those in sight; nobody is asked about news

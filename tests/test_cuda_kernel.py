@@ -16,7 +16,10 @@ from otclib.kernels.cuda import available, pair_costs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS, COLS = [0, 1, 2, 0, 1, 0], [0, 1, 2, 2, 3, 0]
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # log 0 = -inf at padding
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),  # log 0 = -inf at padding
+]
 
 
 @pytest.fixture(autouse=True)

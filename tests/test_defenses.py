@@ -334,7 +334,7 @@ def test_a_repair_needs_something_to_repair(name, pairs, tmp_path):
     assert [n for n in defenses.DEFENSES if not defenses.repairs(n)] == ["clip", "roclip", "safeclip", "otcclip"]
 
 
-def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned, tmp_path):
+def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned, little, tmp_path):
     labelled, weights = pairs.filter(lambda row: row["label"] is not None), runs["clip"] / "model.safetensors"
     run = otclib.train(
         labelled,

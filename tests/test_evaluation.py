@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 import otclib
 from otclib import evaluation, results
 from otclib.attacks import planting
+from otclib.data import probes, scenes
 
 
 def test_success_rate_leaves_the_target_class_out_twice():
@@ -130,6 +133,72 @@ def test_metrics_of_a_run(runs):
 
 
 @torch.no_grad()
+def test_metrics_are_those_of_features_taken_one_set_at_a_time(runs, little):
+    """Nothing is remembered here, and open_clip's own method encodes: every number must come out again."""
+    run = runs["otcclip"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    model, _, tokenizer = otclib.models.load(run / "model.safetensors")
+    scale = otclib.models.normalize(model)
+    test, val = (otclib.data.load("scenes", split=split, seed=5) for split in ("test", "val"))
+    manifest = Dataset.from_parquet(str(run / "manifest.parquet"))
+
+    def encode(images):
+        return torch.cat([model.encode_image(scale(part / 255), normalize=True) for part in images.split(100)])
+
+    classes = sorted({*test["label"], *manifest["target_label"]})
+    words = [
+        torch.stack([model.encode_text(tokenizer([t.format(c)]), normalize=True)[0] for t in scenes.TEMPLATES]).mean(0)
+        for c in classes
+    ]
+    words = torch.nn.functional.normalize(torch.stack(words), dim=-1)
+    images, attack = otclib.data.image_tensor(test, 64), evaluation.backdoors(manifest)["badnets"]
+    plain, triggered = encode(images), encode(attack.trigger(images))
+    true, target = np.array(test["label"]), attack.target
+    said, fooled = (np.array(classes)[(of @ words.T).argmax(1)] for of in (plain, triggered))
+    others = true != target
+    expected = {
+        "zero_shot_top1": (said == true).mean(),
+        "attack_success_rate": (fooled == target)[others].mean(),
+        "untriggered_target_rate": (said == target)[others].mean(),
+        "triggered_top1": (fooled == true)[others].mean(),
+    }
+    apart = ~np.eye(len(images), dtype=bool)
+    before, after = ((of @ of.T).numpy().astype(float)[apart] for of in (plain, triggered))
+    z_score = (after.mean() - before.mean()) / before.std()
+    sets = {"scenes": (images, true)} | {name: draw(64) for name, draw in probes.PROBES.items()}
+    for name, (of, labels) in sets.items():
+        order = np.random.default_rng(0).permutation(len(of))
+        x, labels, half = encode(of).numpy()[order], labels[order], len(of) // 2
+        x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)
+        with threadpool_limits(1):
+            probe = LogisticRegression(max_iter=3000).fit(x[:half], labels[:half])
+        right = (probe.predict(x[half:]) == labels[half:]).sum()
+        assert abs(metrics[f"linear_probe/{name}"] * (len(of) - half) - right) < 1.5, "one image may lie on the line"
+    image = encode(otclib.data.image_tensor(val, 64))
+    text = torch.cat([model.encode_text(tokenizer([caption]), normalize=True) for caption in val["caption"]])
+    near, captions = (image @ text.T).argsort(1, descending=True), np.array(val["caption"])
+    for k in (1, 5, 10):
+        found = (captions[near[:, :k]] == captions[:, None]).any(1)
+        expected[f"image_to_text_recall_at_{k}"] = found.mean()
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert metrics["backdoor_z_score"] == pytest.approx(z_score, rel=1e-4, abs=1e-4)
+
+
+def test_the_same_images_are_encoded_once(small, monkeypatch):
+    once = evaluation.Remembering(small[0])
+    images = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
+    asked, encode = [], evaluation._pooled_images
+    monkeypatch.setattr(evaluation, "_pooled_images", lambda *a: asked.append(len(a[1])) or encode(*a))
+    first = evaluation.pooled(once, images, 5)
+    assert torch.equal(first, evaluation.pooled(once, images.clone(), 5)) and asked == [5, 5, 2]
+    changed = images.clone()
+    changed[7, 0, 0, 0] ^= 1
+    assert not torch.equal(evaluation.pooled(once, changed, 5), first) and asked == [5, 5, 2, 5]
+    assert torch.equal(evaluation.pooled(small[0], images, 5), first) and len(asked) == 7, "the model itself forgets"
+    assert once.visual is small[0].visual
+
+
+@torch.no_grad()
 def test_word_maps_are_distributions(small):
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     maps = evaluation.word_maps(small[0], small[2], images, ["a red star", "a photo of a sun on the sand"], 0.1)
@@ -183,7 +252,7 @@ def test_backdoor_z_score_by_hand():
         evaluation.backdoor_z_score(plain, triggered, "mad")
 
 
-def test_a_clean_run_is_compared_with(runs, poisoned, tmp_path):
+def test_a_clean_run_is_compared_with(runs, poisoned, little, tmp_path):
     """The same weights, called clean, must give the very rates of the run itself."""
     import shutil
 
@@ -222,7 +291,7 @@ def test_backdoors_of_one_kind_and_target_are_told_apart():
     assert list(found) == ["badnets-umbrella", "badnets-umbrella-2", "blended"]
 
 
-def test_unlabelled_images_of_a_test_set_are_left_out(runs, pairs, tmp_path):
+def test_unlabelled_images_of_a_test_set_are_left_out(runs, pairs, little, tmp_path):
     import shutil
 
     run = tmp_path / "run"

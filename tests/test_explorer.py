@@ -275,6 +275,7 @@ def test_the_page_refuses_pairs_that_are_not_there(explorer, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_pages_sliders_work(written):
     with browser_page() as view:

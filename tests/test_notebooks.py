@@ -96,6 +96,7 @@ def test_executed_and_small(path):
         assert str(place) not in json.dumps(notebook)
 
 
+@pytest.mark.slow
 def test_the_whole_story_fast(tmp_path):
     """`make demo` with the fast setting: four notebooks, two runs, the table."""
     # half a minute of work: a process of its own, so that kernels find the test's cache and nothing of this process
@@ -117,6 +118,7 @@ def test_the_whole_story_fast(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, made",
     [
@@ -154,6 +156,7 @@ def test_the_table_chapter_alone(tmp_path):
     clean(tmp_path / "alone.ipynb")
 
 
+@pytest.mark.slow
 def test_the_table_chapter_of_the_committed_results(tmp_path):
     figures = tmp_path / "figures"
     shutil.copytree(demo.NOTEBOOKS.parent / "figures", figures)
@@ -195,6 +198,7 @@ def test_every_exercise_has_a_solution(path):
     )
 
 
+@pytest.mark.slow
 def test_the_book_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "book", str(tmp_path / "book")]

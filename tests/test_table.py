@@ -43,6 +43,7 @@ def small_table(cache, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_results_are_recorded_run_by_run(small_table):
     records = json.loads((small_table / "figures" / "results.json").read_text())
     assert [(r["attack"], r["defense"], r["seed"]) for r in records] == [
@@ -62,6 +63,7 @@ def test_results_are_recorded_run_by_run(small_table):
     assert (small_table / "figures" / "results.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_run_of_another_configuration_is_no_result(small_table):
     job, small = Job("badnets", "clip", 5), {"epochs": 1, "size": 200}
     assert job.finished(small_table / "runs", "fp32", **small)
@@ -78,6 +80,7 @@ def test_a_run_of_another_configuration_is_no_result(small_table):
     config.write_text(before)
 
 
+@pytest.mark.slow
 def test_records_outlive_their_runs(small_table, tmp_path):
     known = {"precision": "fp32", "epochs": 1, "size": 200}
     file, runs = tmp_path / "results.json", tmp_path / "runs"
@@ -106,6 +109,7 @@ def test_only_what_has_no_record_is_trained_and_what_it_needs():
     assert table.unfinished([surrogate, clean, Job("adaptive", "clip", 0)], {clean}, set())[0] == surrogate
 
 
+@pytest.mark.slow
 def test_where_accuracy_is_lost_adds_up(small_table):
     jobs = [Job("badnets", "clip", 5), Job("none", "clip", 5)]
     classes = table.by_class(jobs, small_table / "runs", 200)
@@ -120,6 +124,7 @@ def test_where_accuracy_is_lost_adds_up(small_table):
     assert plots.lookalikes(classes).axes[0].texts[0].get_text().startswith(next(iter(classes)))
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capfd):
     (tmp_path / "runs" / "none" / "clip").mkdir(parents=True)
     (tmp_path / "runs" / "none" / "clip" / "seed6").write_text("a file where the run's folder should be")
@@ -165,6 +170,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_only_what_is_asked_for_goes_into_the_readme(small_table):
     readme = small_table / "README.md"
     readme.write_text("a\n<!-- table: written by make table -->\nold\n<!-- table ends -->\nz\n")

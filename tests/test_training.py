@@ -56,7 +56,7 @@ def test_a_finished_run_is_returned_and_another_configuration_refused(runs, pois
         otclib.train(table, manifest=manifest, defense="clip", out=run, seed=6, epochs=2)
 
 
-def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned, little, tmp_path, monkeypatch):
     table, manifest = poisoned
 
     def go():
@@ -279,6 +279,7 @@ def test_every_parameter_has_one_optimizer(small):
     assert all(g["weight_decay"] == 0 for g in groups if any(p.ndim < 2 for p in g["params"]))
 
 
+@pytest.mark.slow
 def test_side_by_side_is_the_same_as_alone(runs, poisoned, tmp_path, capsys):
     table, manifest = poisoned
     made = otclib.train_each(table, ["clip"], manifest=manifest, out=tmp_path, seed=5, epochs=2)

@@ -31,17 +31,17 @@ def letters(size: int, count: int = 2080, seed: int = 0) -> tuple[Tensor, np.nda
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [ImageFont.truetype(folder / f"{name}.ttf", 2 * size // 3) for name in FONTS]
     labels = np.array(list(LETTERS))[np.arange(count) % len(LETTERS)][rng.permutation(count)]
-    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    images = np.empty((count, 3, size, size), dtype=np.uint8)
     for k, letter in enumerate(labels):
         ink, paper = rng.integers(0, 110, 3), rng.integers(170, 256, 3)
         glyph = Image.new("L", (size, size))
         shift = rng.uniform(-size / 10, size / 10, 2) + size / 2
         ImageDraw.Draw(glyph).text(tuple(shift), letter, 255, fonts[rng.integers(len(fonts))], anchor="mm")
         glyph = glyph.rotate(float(rng.uniform(-20, 20)), Image.Resampling.BICUBIC)
-        cover = torch.from_numpy(np.asarray(glyph, dtype=np.float32) / 255)
-        mixed = torch.tensor(ink)[:, None, None] * cover + torch.tensor(paper)[:, None, None] * (1 - cover)
-        images[k] = mixed.round().to(torch.uint8)
-    return images, labels
+        cover = np.asarray(glyph, dtype=np.float32) / 255
+        ink, paper = np.float32(ink)[:, None, None], np.float32(paper)[:, None, None]
+        images[k] = np.rint(ink * cover + paper * (1 - cover))
+    return torch.from_numpy(images), labels
 
 
 PROBES: dict[str, Callable[[int], tuple[Tensor, np.ndarray]]] = {"digits": digits, "letters": letters}
