@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,8 +231,9 @@ def train(
     seed : of weights, batches, views and pools.
     model : an open_clip name, to begin from random weights; or weights to go on from, see ``models.load`` (CleanCLIP
         fine-tunes a finished run, and needs them).
-    precision : ``fp32``, or ``bf16`` for the image tower's convolutions and products: 1.6 times faster on a CPU with
-        AVX512-BF16, far slower on one without.
+    precision : of the image tower's convolutions and products: ``fp32``, ``bf16``, or ``auto``, the one that is faster
+        here by a short measurement (``otclib.precision``). ``config.json`` says what was chosen, and a resumed run
+        keeps it.
     watch : labelled images on which zero-shot accuracy and attack success are followed epoch by epoch.
         Default for the embedded scenes: 500 of the ``val`` scenes that hold one object.
     clean : the finished run of an undefended model without poison, with which ``evaluate`` compares the attack.
@@ -287,6 +288,7 @@ def train(
         "poisoned": 0 if manifest is None else len(manifest),
         "attacks": [] if manifest is None else sorted(set(manifest["attack"])),
     }
+    found = {}
     if (out / "config.json").exists():
         found = json.loads((out / "config.json").read_text())
         if precision == "auto":  # it was measured when the run began
@@ -314,9 +316,12 @@ def train(
     if measured and progress:
         print(f"{out.name}  {measured}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    made_with = {"code": code(), "machine": machine(), "clean": str(clean) if clean else None}
-    if measured:
-        made_with["precision_measured"] = measured
+    made_with = {"code": code(), "machine": machine(), "precision_measured": measured}
+    made_with |= {key: found[key] for key in made_with if key in found}  # as the run began
+    if made_with["code"] != code():
+        made_with["resumed_with"] = code()
+        print(f"{out.name}  begun with {made_with['code']}, resumed with {code()}", flush=True)
+    made_with["clean"] = str(clean) if clean else None
     write_json(out / "config.json", config | made_with)
     if manifest is not None:
         part = out / "manifest.parquet.part"
@@ -411,6 +416,7 @@ def train_each(
     finished = [name for name, run in runs.items() if (run / "metrics.json").exists()]
     for name in finished:
         train(pairs, progress=False, defense=name, out=runs[name], **same)  # refuses a run of another configuration
+    same["precision"] = _one_precision(runs.values(), same, progress)
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // len(runs))
     missing = [name for name in runs if name not in finished]
@@ -461,8 +467,20 @@ def train_each(
     return runs
 
 
+def _one_precision(runs: Iterable[Path], same: dict, progress: bool) -> str:
+    """What runs side by side are trained in: as asked, or as one of them has begun, or as is measured once for all."""
+    asked, model = same.get("precision", "auto"), same.get("model", "small")
+    begun = [json.loads(file.read_text())["precision"] for run in runs if (file := run / "config.json").exists()]
+    if asked != "auto" or begun:
+        return asked if asked != "auto" else begun[0]
+    chosen, measured = choose("auto", models.load(model, random=not models.has_weights(model))[0])
+    if progress and measured:
+        print(measured, flush=True)
+    return chosen
+
+
 def _watched(live) -> bool:
-    """Is somebody there to see a bar?"""
+    """Whether to show a progress bar."""
     return live is not None or sys.stderr.isatty()
 
 

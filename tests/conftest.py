@@ -20,6 +20,16 @@ def cache(tmp_path_factory):
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def in_fp32():
+    """Runs of this process that leave their precision open are trained in fp32, so that they can be compared."""
+    from otclib import training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "choose", lambda asked, model: ("fp32" if asked == "auto" else asked, None))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pairs(cache):
     return otclib.data.load("scenes", size=400, seed=5)

@@ -148,6 +148,7 @@ def test_a_chapter_that_is_watched(name, widgets, tmp_path):
     assert bool([data for data in shown if data["text/plain"].startswith("VBox")]) == widgets
 
 
+@pytest.mark.slow
 def test_the_table_chapter_alone(tmp_path):
     demo.execute("05_all_systems", tmp_path / "alone.ipynb", {"out": str(tmp_path / "figures"), "fast": True})
     figures = tmp_path / "figures-fast"

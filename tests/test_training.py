@@ -123,7 +123,7 @@ def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
 
     def assign(**options):
         trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-        method = OTCClip(pool=60, warmup=1, restart=False, **options)
+        method = OTCClip(pool=60, warmup=1, every=1, **options)
         trainer.epoch = 2
         method.begin_epoch(trainer)
         return trainer.caption_of
@@ -160,10 +160,10 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
     monkeypatch.setattr(
         trainer,
         "encode_images",
-        lambda rows=None: iter([(r, seen[r]) for r in [torch.arange(len(table)) if rows is None else rows]]),
+        lambda rows=None, side=None: iter([(r, seen[r]) for r in [torch.arange(len(table)) if rows is None else rows]]),
     )
     trainer.epoch = 1
-    OTCClip(warmup=0, restart=False, pool=len(table), keep=0.06).begin_epoch(trainer)
+    OTCClip(warmup=0, every=1, pool=len(table), keep=0.06).begin_epoch(trainer)
     look = training.Planted(table, manifest).look(trainer.caption_of)
     assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
     assert look["poison_kept"] <= 2 * 0.06, "no more than a random pair would"
@@ -215,7 +215,7 @@ def test_warm_up_then_separate_then_re_assign(poisoned, small):
 
     table, _ = poisoned
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(epochs=4, warmup=2, restart=False, pool=60, keep=0.2)
+    method = OTCClip(epochs=4, warmup=2, every=1, pool=60, keep=0.2)
     own, fates = torch.arange(len(table)), []
     for trainer.epoch in range(4):
         assert bool(method.begin_epoch(trainer)) == (trainer.epoch >= 2)
@@ -236,7 +236,7 @@ def test_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
     model, _, tokenizer = otclib.models.load("small")
     trainer = training.Trainer(table, model, tokenizer, Accelerator(cpu=True), seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    method = OTCClip(epochs=5, warmup=2, pool=60, keep=0.2)
+    method = OTCClip(epochs=5, warmup=2, restart=True, pool=60, keep=0.2)
     for trainer.epoch in range(5):
         matched = method.begin_epoch(trainer)
         assert bool(matched) == (trainer.epoch in (2, 4)), "after a warm-up, and after the one that follows the restart"
@@ -297,3 +297,57 @@ def test_side_by_side_is_the_same_as_alone(runs, poisoned, tmp_path, capsys):
     assert (made["clip"] / "model.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(ValueError, match="unknown defense"):
         otclib.train_each(table, ["clip", "nosuch"], out=tmp_path)
+
+
+def test_a_matching_before_every_second_epoch(poisoned, small):
+    from accelerate import Accelerator
+
+    trainer = training.Trainer(poisoned[0], small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClip(epochs=7, warmup=2, every=2, pool=60, keep=0.2)
+    matched = []
+    for trainer.epoch in range(7):
+        if method.begin_epoch(trainer):
+            matched.append(trainer.epoch)
+    assert matched == [2, 4, 6]
+
+
+def test_images_grow_over_the_first_third(poisoned, small):
+    from accelerate import Accelerator
+
+    table = poisoned[0].select(range(8))
+    trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0, grow=True)
+    sides = []
+    for trainer.epoch in range(6):
+        trainer.schedule(0.5, 6, 1e-3)
+        sides.append(trainer.size)
+        assert trainer.view(trainer.images[:2]).shape == (2, 3, trainer.size, trainer.size)
+    assert sides == [48, 48, 64, 64, 64, 64]
+    assert training.Trainer(table, small[0], small[2], Accelerator(cpu=True)).sides == (64, 64)
+    vit = otclib.models.load("ViT-B-32", random=True)[0]
+    assert not otclib.models.takes_any_size(vit) and otclib.models.takes_any_size(small[0])
+
+
+def test_runs_side_by_side_have_one_precision(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "choose", lambda precision, model: asked.append(precision) or ("bf16", "measured"))
+    run = tmp_path / "clip"
+    assert training._one_precision([run], {}, progress=False) == "bf16" and asked == ["auto"]
+    assert training._one_precision([run], {"precision": "fp32"}, progress=False) == "fp32"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"precision": "fp32"}))
+    assert training._one_precision([run], {}, progress=False) == "fp32" and len(asked) == 1
+
+
+def test_a_run_says_which_code_made_it(runs, tmp_path, monkeypatch, poisoned, capsys):
+    found = results.config(runs["clip"])
+    assert found["code"]["version"] == otclib.__version__ and "commit" in found["code"]
+    table, manifest = poisoned
+    run = tmp_path / "run"
+    run.mkdir()
+    older = found | {"code": {"version": "0.0.1", "commit": "abc"}}
+    (run / "config.json").write_text(json.dumps(older))
+    monkeypatch.setattr("otclib.evaluation.evaluate", lambda run, **_: (run / "metrics.json").write_text("{}"))
+    otclib.train(table, manifest=manifest, defense="clip", out=run, seed=5, epochs=2)
+    now = results.config(run)
+    assert now["code"]["commit"] == "abc" and now["resumed_with"] == found["code"]
+    assert "begun with" in capsys.readouterr().out
