@@ -8,28 +8,29 @@ combined; Sinkhorn iterations. **Everything else here is ours**: every choice is
 experiments favour.
 
     warm-up   epochs 1 .. ``warmup``: every image with its own caption, in strong views, under a robust loss.
-    restart   after the first matching forget the weights, and warm up again on what it kept.
-    match     after a warm-up and before every later epoch, draw a pool of pairs and ask of every pair whether it is
-              *near*: its caption among the nearest ``keep`` of the pool's captions for this image, and its image among
-              the nearest ``keep`` of the pool's images for this caption. A near pair stays. Any other image takes the
-              nearest caption of a near pair, if it fits that caption as well as the caption's own image does; else it
-              is left out, and stays in the batches as a negative only. A model's first matching separates, later ones
-              also re-assign. Here visual tokens are averaged 2 x 2 (``losses.coarse``), and of the pool only a
-              shortlist by pooled and mean tokens is solved (``matching.rank_own``).
+    match     after the warm-up, and then before every ``every``-th epoch, draw a pool of pairs and ask of every pair
+              whether it is *near*: its caption among the nearest ``keep`` of the pool's captions for this image, and
+              its image among the nearest ``keep`` of the pool's images for this caption. A near pair is kept. Any other
+              image is re-matched with the nearest caption of a near pair, if it fits that caption as well as the
+              caption's own image does; else it is left out, and stays in the batches as a negative only. A model's
+              first matching separates, later ones also re-match. Images are compared at the size that the training
+              begins with, their tokens averaged 2 x 2 or so (``losses.coarse``), and of the pool only a shortlist by
+              pooled and mean tokens is solved (``matching.rank_own``).
+    restart   an option, off: after the first matching forget the weights, and warm up again on what it kept.
     loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
 
-Why poison does not ride the warm-up: a planted pair contradicts what its image shows, so once objects begin to be told
-apart its probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q (see
-``losses.symmetric_cross_entropy``), so that it is hardly learned, and what is not learned stays far and is parted by
-the first matching. It is a race: what is learned first is trusted. Strong views (of any hue, of parts) take from an
-image what makes it memorable and leave what it shows; ``q`` rises to 1 over the warm-up, for at the start, when
-nothing is known, it only slows.
+Why poison does not pass with the warm-up: a planted pair contradicts what its image shows. Once objects begin to be
+told apart, its probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q (see
+``losses.symmetric_cross_entropy``), so the pair is hardly learned, stays far, and the first matching leaves it out.
+What is learned first is trusted, so the objects must be learned before the trigger. Three things help them:
 
-The restart is for the races that are lost: where the trigger was learned a little, it stays, for nothing contradicts it
-once its pairs are gone. What the first matching lets pass is too little to be learned by a model that starts afresh.
+- strong views (of any hue, of parts) take from an image what makes it memorable and leave what it shows;
+- ``q`` rises to 1 over the warm-up, because at its start, when nothing is known, it only slows;
+- the warm-up sees small images, of three quarters of the side: on seed 10 the first matching then kept 0.3 % of the
+  planted pairs, and 16 % after a warm-up at full size.
 
-What that is worth, on three seeds (README, "What each part of OTCCLIP does"): without the robust loss, and without the
-matching, BadNets gets through on most; without the restart it does not, and accuracy is 0.9 to 3.7 points higher.
+The restart was the default before images grew: at full size a trigger was sometimes learned a little in the warm-up,
+and stayed. What each part is worth is in the README, "What each part of OTCCLIP does", measured before that change.
 
 Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
 pair that is near already loses nothing by staying. Nearness is asked from both sides because the attacks differ: a
