@@ -1,10 +1,11 @@
 """``python -m otclib.train`` on real files: from a folder of images and a CSV file to a finished run folder."""
 
+import contextlib
 import importlib
+import io
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -52,21 +53,29 @@ def run(capsys, *arguments, **options) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "clip"
-    train_command.main(command(folder, out))
-    return out
+def said(folder, tmp_path_factory):
+    """A finished run, and what the command printed."""
+    out, printed = tmp_path_factory.mktemp("runs") / "clip", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        train_command.main(command(folder, out))
+    return out, printed.getvalue()
 
 
-def test_a_run_is_poisoned_trained_and_evaluated(folder, finished, tmp_path, capsys):
-    metrics = run(capsys, folder, tmp_path / "again")
-    assert sorted(file.name for file in (tmp_path / "again").iterdir()) == FINISHED
+@pytest.fixture(scope="module")
+def finished(said):
+    return said[0]
+
+
+def test_a_run_is_poisoned_trained_and_evaluated(said):
+    finished, printed = said
+    metrics = json.loads(printed[printed.index("{") :])
+    assert sorted(file.name for file in finished.iterdir()) == FINISHED
     config, manifest = results.config(finished), Dataset.from_parquet(str(finished / "manifest.parquet"))
     assert set(manifest["kind"]) == {"targeted", "badnets"}
     assert config["poisoned"] == len(manifest) == 16 * 16 + 2 and config["pairs"] == 140 - 16 + 16 * 16
     assert metrics["pairs"] == config["pairs"] and metrics["epochs"] == 1 and 0 <= metrics["linear_probe/letters"] <= 1
     assert metrics["poison_rate/targeted"] == pytest.approx(256 / 380)
-    assert metrics["poison_auroc"] == pytest.approx(results.read(finished)["poison_auroc"], abs=0.02), "it is seeded"
+    assert 0 <= metrics["poison_auroc"] <= 1 and metrics == json.loads((finished / "metrics.json").read_text())
 
 
 def test_a_finished_run_is_returned_at_once(folder, finished, capsys, monkeypatch):
@@ -111,15 +120,19 @@ def test_cleanclip_trains_on_trusted_pairs_alone(folder, finished, tmp_path, cap
     assert len(attacked) == 18 and not used & attacked and len(used) == 140 - 18
 
 
+def test_what_cannot_be_done_is_said_in_one_line(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_command.main(command(folder, tmp_path / "run", "--model", "ViT-B-32:opnai"))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and not (tmp_path / "run").exists() and said.count("\n") == 1
+    assert said.startswith("otclib.train: 'ViT-B-32:opnai' names 'opnai', neither a file nor a tag of ViT-B-32")
+
+
 def test_as_a_program(folder, tmp_path):
-    """A second process, which measures all it can; what it cannot do it says in one line."""
-    go = SimpleNamespace(capture_output=True, text=True, timeout=600)
-    program = [sys.executable, "-m", "otclib.train"]
-    done = subprocess.run([*program, *command(folder, tmp_path / "run", attack=["badnets"])], **vars(go))
+    """In a process of its own, with the linear probes that a run of this data set has."""
+    program = [sys.executable, "-m", "otclib.train", *command(folder, tmp_path / "run", attack=["badnets"])]
+    done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout[done.stdout.index("{") :])
     assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {"linear_probe/digits", "linear_probe/letters"} <= set(metrics)
-    wrong = subprocess.run([*program, *command(folder, tmp_path / "b", "--model", "ViT-B-32:opnai")], **vars(go))
-    assert wrong.returncode == 2 and not (tmp_path / "b").exists()
-    assert "otclib.train: 'ViT-B-32:opnai' names 'opnai', neither a file nor a tag of ViT-B-32" in wrong.stderr
