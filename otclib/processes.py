@@ -127,6 +127,7 @@ def stoppable(name: str, then: str = "the same command goes on where it stopped"
     seconds, or is stopped a second time a second later, ends at once; its workers end with it.
     """
     stopped: list[tuple[int, float]] = []
+    line = f"\n{name}: stopped; {then}\n".encode()
 
     def handle(number: int, _) -> None:
         if stopped:
@@ -138,7 +139,7 @@ def stoppable(name: str, then: str = "the same command goes on where it stopped"
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
-    _limit_patience()
+    _limit_patience(line)
     _follow_make()
     try:
         yield
@@ -146,13 +147,13 @@ def stoppable(name: str, then: str = "the same command goes on where it stopped"
     except KeyboardInterrupt:
         pass
     gc.collect()  # what the unwound frames held, semaphores among it: or their tracker would warn of them
-    print(f"\n{name}: stopped; {then}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    os.write(2, line)
     os._exit(128 + (stopped[0][0] if stopped else signal.SIGINT))  # Python's own end may take many seconds
 
 
-def _limit_patience() -> None:
-    """End this process ``PATIENCE`` seconds after SIGINT or SIGTERM, whatever its main thread is in."""
+def _limit_patience(line: bytes) -> None:
+    """End this process ``PATIENCE`` seconds after SIGINT or SIGTERM, whatever its main thread is in, and say so."""
     ears, mouth = socket.socketpair()
     mouth.setblocking(False)
     signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
@@ -161,6 +162,7 @@ def _limit_patience() -> None:
         while (number := ears.recv(1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
         time.sleep(PATIENCE)
+        os.write(2, line)
         os._exit(128 + number)
 
     threading.Thread(target=listen, daemon=True, name="otclib-patience").start()

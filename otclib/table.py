@@ -204,7 +204,7 @@ def run_all(
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, _prepare, (os.getpid(), threads))
+    pool = ProcessPoolExecutor(workers, context, otclib.training.begin_worker, (os.getpid(), threads))
     try:
         while pending or running:
             late = minutes is not None and time.monotonic() - start > 60 * minutes
@@ -226,12 +226,6 @@ def run_all(
         if running:  # stopped
             processes.stop([worker for worker in multiprocessing.active_children() if worker not in others])
         pool.shutdown(cancel_futures=True)
-
-
-def _prepare(parent: int, threads: int) -> None:
-    """In a new worker: an end when the table's own process ends, and its share of the cores."""
-    processes.end_with(parent)
-    torch.set_num_threads(threads)
 
 
 def record(job: Job, out: Path) -> dict:

@@ -484,11 +484,16 @@ def _watched(live) -> bool:
     return live is not None or sys.stderr.isatty()
 
 
+def begin_worker(parent: int, threads: int) -> None:
+    """In a new worker: it ends with its parent, and has its share of the cores."""
+    processes.end_with(parent)
+    std.tqdm.set_lock(threading.RLock())  # its own is a semaphore: Python would warn of it when the worker is killed
+    torch.set_num_threads(threads)
+
+
 def _work(parent: int, threads: int, sender, pairs: Dataset, arguments: dict) -> None:
     """In a worker: train, and send the share that is done after every step, or in words why it failed."""
-    processes.end_with(parent)
-    std.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed worker would leave to be warned of
-    torch.set_num_threads(threads)
+    begin_worker(parent, threads)
     try:
         train(pairs, progress=False, tick=sender.send, **arguments)
     except Exception as error:

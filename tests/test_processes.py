@@ -154,7 +154,7 @@ def test_a_command_that_does_not_clear_up_ends_all_the_same(command, tmp_path):
     started = command(str(script))
     started.wait_for(lambda: "there" in started.said())
     assert started.stop(signal.SIGTERM) > processes.PATIENCE - 0.5
-    assert started.process.wait() == 143
+    code_and_words(started, signal.SIGTERM, "test")
 
 
 def test_a_worker_whose_parent_is_gone_ends_before_it_begins():

@@ -139,10 +139,10 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capfd):
 KILLED = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from otclib import table
+from otclib import training
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, table._prepare, (os.getpid(), 1)) as pool:
+    with ProcessPoolExecutor(1, context, training.begin_worker, (os.getpid(), 1)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 100).result()
 """
