@@ -243,6 +243,7 @@ def test_risky_pairs_come_first_and_the_slow_phase_is_slow(pairs, small):
     assert trainer.optimizers[0].param_groups[0]["lr"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["roclip", "safeclip"])
 def test_interrupted_and_resumed_is_the_same(name, runs_of, unevaluated, poisoned, tmp_path, monkeypatch):
     table, manifest = poisoned
