@@ -146,11 +146,10 @@ if INTERACTIVE:
 #
 # </details>
 #
-# 2. Set `defense = "otcclip"` and `epochs = 10` and run the page again. Which curves change?
+# 2. Set `defense = "otcclip"` and run the page again. Which curves change?
 #
 # <details><summary>Solution</summary>
 #
-# Five to ten minutes later: ASR and targets stay near zero. After the third epoch accuracy drops once: the model forgets its
-# weights and starts afresh on the pairs that proved near.
+# ASR and targets stay near zero, and accuracy ends where it did (chapter 3 says why).
 #
 # </details>

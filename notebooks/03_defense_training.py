@@ -17,17 +17,15 @@
 # $$ d(i,j) \;=\; w\,\bigl(1-\langle f_i, g_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle . $$
 #
 # A pair is **near** when its caption is among the nearest 3 % of a pool of captions for this image, *and* its image among the
-# nearest 3 % of a pool of images for this caption. To ask it of 12,000 pairs in seconds, the 64 places of an image are
-# averaged to 16, and of the pool's 512 captions (images) those 16 that pooled and mean features find most alike are solved by
-# transport. What becomes of the pairs:
+# nearest 3 % of a pool of images for this caption. To ask it of 12,000 pairs in seconds, images are compared at three quarters
+# of their side with their places averaged to 16, and of the pool's 512 captions (images) those 16 that pooled and mean features
+# find most alike are solved by transport. What becomes of the pairs:
 #
 # | epochs | |
 # |---|---|
-# | 1 to 3 | warm-up: every image with its own caption |
-# | before 4 | first matching: near pairs stay, the others are left out; the weights are forgotten |
-# | 4 to 6 | warm-up of the new weights, on the pairs that stayed |
-# | before 7 | their first matching: near pairs stay, the others are left out |
-# | before 8, 9, 10 | near pairs stay; any other image takes the nearest caption of a near pair, if it fits as well as that caption's own image does, and is left out if it does not |
+# | 1 and 2 | warm-up: every image with its own caption, at three quarters of its side |
+# | before 3 | first matching: near pairs are kept, the others are left out |
+# | before 5 and 7 | near pairs are kept; any other image is re-matched with the nearest caption of a near pair, if it fits as well as that caption's own image does, and is left out if it does not |
 #
 # An image that is left out serves as a negative only. What is minimised, over a batch:
 #
@@ -49,11 +47,10 @@
 # | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions; $\lambda = 0.5$ | `losses.inter_modal`, `inter`, `fine_batch` |
 # | $L_{\mathrm{intra}}$, $\mu$ | the same, over two views of an image, and of a caption; $\mu = 0.25$ | `losses.intra_modal`, `intra` |
 #
-# The warm-up must not learn the poison, or the poison is near too. Two things keep it out. A caption that contradicts what the
-# image shows is improbable as soon as objects are known, and $\omega$ hardly lets it be heard. And the warm-up sees strong views
-# (a part of the image, in any hue): an image is harder to know by heart, while what it shows is learned sooner. Where a little
-# of the trigger is learned all the same, the restart forgets it: what passed the first matching is too little to be learned
-# again.
+# The warm-up must not learn the poison, or the poison is near too. Three things keep it out. A caption that contradicts what the
+# image shows is improbable as soon as objects are known, and its weight $\omega$ is then small. The warm-up sees strong views
+# (a part of the image, in any hue): an image is harder to know by heart, while what it shows is learned sooner. And its images
+# are small, so that a patch of a few pixels is learned later than an object.
 #
 # **This is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary, and not checked
 # against its method section. Which captions may stay, the pool, the weights and the schedule are ours;
@@ -99,8 +96,7 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, retell=True, **options)
 
 # %% [markdown]
-# The drop of OTCCLIP after its third epoch is the restart: new weights, on what the first matching kept. It has ten epochs and
-# CLIP twelve: each its own default.
+# Grey: OTCCLIP's warm-up. Accuracy, attack success and targeted images of both, on the same scenes.
 
 # %%
 logs = {name: results.log(run) for name, run in runs.items()}
@@ -164,9 +160,9 @@ fig.savefig(figures / "separation.png", dpi=150)
 #
 # - Without a defence the planted pairs are learned like any others: the objects first, the trigger an epoch later, the targeted
 #   images one by one, from the second epoch to about the eighth.
-# - It is a race, and what is learned first is trusted. The robust warm-up lets the objects win it; then a caption that
-#   names none of them is *far*, and is replaced or left out.
-# - A pair that is near stays. Re-assigning every caption would make a few captions serve all images.
+# - What is learned first is trusted. The robust warm-up on small images lets the objects be first; then a caption that names
+#   none of them is *far*, and its image is re-matched or left out.
+# - A pair that is near is kept. Re-assigning every caption would make a few captions serve all images.
 # - Both sides must agree: captions of other images tell a targeted pair, images of other captions tell a triggered one.
 #
 # ## Exercises
@@ -177,7 +173,7 @@ fig.savefig(figures / "separation.png", dpi=150)
 #
 # `otclib.train(poisoned, manifest=manifest, defense="otcclip", out="../runs/keep", seed=seed, keep=1.0)`. Every pair is near,
 # so nobody is re-matched and nothing left out: `clean_kept` and `poison_kept` in its log are 1. What is left is the
-# robust warm-up and, after the restart, the transport losses on all pairs; compare its ASR with that of both runs above. (On three seeds: chapter 5, *no matching*.)
+# robust loss and the transport losses on all pairs; compare its ASR with that of both runs above. (On three seeds: chapter 5, *no matching*.)
 #
 # </details>
 #
@@ -197,6 +193,6 @@ fig.savefig(figures / "separation.png", dpi=150)
 #
 # Look at `poison_kept` of the first epoch after the warm-up. Without the robust weights the trigger is learned soon after
 # the objects, so at the first matching a triggered image *is* near its planted caption, and the pair stays: what is
-# learned first is trusted. On seed 11 an ordinary warm-up of two epochs kept 48 % of the triggered pairs.
+# learned first is trusted. (On seed 11 an ordinary warm-up of two epochs at full size kept 48 % of the triggered pairs.)
 #
 # </details>

@@ -65,8 +65,8 @@ if targets:
     display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Triggered test images: the patch, and what each model says of it. To resist the attacker is not to be right: a model that no
-# longer follows the patch may still be confused by it.
+# Triggered test images: the patch, and what each model says of it. Resisting the attack is not the same as answering
+# correctly: a model that does not follow the patch may still be confused by it.
 
 # %%
 images = otclib.data.image_tensor(test.select(range(8)), 64)
@@ -139,8 +139,8 @@ Markdown(results.table(runs.values()))
 # <details><summary>Solution</summary>
 #
 # Give `out` another name, poison with `[otclib.attacks.load("targeted"), otclib.attacks.load("badnets", rate=0.0075)]`, and
-# train as in chapter 3; then the next rate. At 0.75 % the model follows the trigger in 24 % of
-# the images by the end of the warm-up already (seed 14, tried while tuning): the warm-up is what gives way. In the log,
-# follow `poison_kept`: what passes the first matching is what the restarted model learns.
+# train as in chapter 3; then the next rate. In the log, follow `attack_success_rate` over the warm-up and
+# `poison_kept` after it: what the warm-up has learned of the trigger decides what the first matching keeps, and what it keeps
+# is learned from then on.
 #
 # </details>

@@ -14,6 +14,9 @@
 # `make table` trains the runs (12,000 pairs and three seeds each; hours on two cores, so it resumes) and writes what this notebook
 # reads. Published figures stand beside ours in italics. They come from other data, models and rates: read them
 # *beside* our figures, not against them. OTCCLIP is a **reconstruction** (chapter 3).
+#
+# These runs were made by earlier code; the first line below names its commits. Images did not grow then, and OTCCLIP had ten
+# epochs with a restart: after its first matching it forgot its weights and warmed up again on what it had kept.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # the table's data; others: train with otclib.train
@@ -30,7 +33,7 @@ from pathlib import Path
 
 import otclib
 from IPython.display import Markdown
-from otclib import compare, plots, table
+from otclib import compare, plots, results, table
 from scipy.stats import spearmanr
 
 if fast:
@@ -42,7 +45,7 @@ records = json.loads((figures / "results.json").read_text())
 records = [r for r in records if r["attack"] in [*attack, "none"] and r["defense"] in defense]
 records = [r for r in records if seed is None or r["seed"] == seed]
 seeds = sorted({r["seed"] for r in records})
-print(f"{len(records)} runs, seeds {seeds}; {records[0]['machine']}; {records[0]['precision']}")
+print(f"{len(records)} runs, seeds {seeds}; {records[0]['machine']}; {records[0]['precision']}; {results.made_by(records)}")
 
 # %% [markdown]
 # ## The attacks
