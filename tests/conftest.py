@@ -67,9 +67,16 @@ def unevaluated(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def small():
+def loaded():
     torch.manual_seed(0)
     return otclib.models.load("small")
+
+
+@pytest.fixture
+def small(loaded):
+    """The small model, shared by all tests; it is set back to evaluation, because some tests train it."""
+    loaded[0].eval()
+    return loaded
 
 
 @pytest.fixture(scope="session")

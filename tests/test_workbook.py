@@ -64,6 +64,7 @@ def test_training_is_watched_epoch_by_epoch(pairs, unevaluated, tmp_path):
     assert shares == [k / 8 for k in range(1, 9)], "four steps an epoch"
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_watched_too(pairs, tmp_path, capsys):
     seen = []
     same = {"seed": 5, "epochs": 1, "live": lambda logs: seen.append(sum(map(len, logs.values())))}
