@@ -156,7 +156,7 @@ fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 
 # %%
 if (figures / "classes.json").exists():
-    classes = json.loads((figures / "classes.json").read_text())
+    classes = json.loads((figures / "classes.json").read_text())["classes"]
     fig = plots.lookalikes(classes)
     fig.savefig(figures / "lookalikes.png", dpi=150)
     parted, misread = ([of[some] / of[all_] for of in classes.values()] for some, all_ in (("parted", "pairs"), ("misread", "images")))

@@ -33,7 +33,7 @@ import otclib
 from otclib import compare, processes, results
 from otclib.attacks import planting
 from otclib.data import scenes
-from otclib.runs import code, write_json
+from otclib.runs import code, machine, write_json
 
 DEFENSES = ("clip", "roclip", "safeclip", "cleanclip", "otcclip")
 ATTACKS = ("targeted", "badnets", "blended", "wanet", "label-consistent", "adaptive")
@@ -350,7 +350,8 @@ def main(arguments: list[str] | None = None) -> None:
     draw([records[job] for job in sorted(records, key=lambda job: order.index(job.variant))], a.figures, kind)
     ours = [job for job in records if job.defense == "otcclip"]
     if kind == "table" and ours and set(ours) <= set(finished):
-        write_json(a.figures / "classes.json", by_class(ours, out, a.size))
+        made_by = {"code": code(), "machine": machine()}
+        write_json(a.figures / "classes.json", made_by | {"classes": by_class(ours, out, a.size)})
     if a.publish:
         publish(a.figures, kind)
     if failed:

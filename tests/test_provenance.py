@@ -1,0 +1,46 @@
+"""Every committed record says which code made it, and records of different code are not mixed without a word."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from otclib import compare, results, runs
+
+ROOT = Path(__file__).parent.parent
+RECORDS = sorted((ROOT / "figures").glob("*.json")) + sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda f: f.stem)
+def test_every_record_has_a_version_and_a_commit(file):
+    content = json.loads(file.read_text())
+    for record in content if isinstance(content, list) else [content]:
+        assert record["code"]["version"] and record["code"]["commit"] and record["machine"]
+
+
+def test_one_code_is_named_and_several_are_counted():
+    one = [{"code": {"version": "0.1.0", "commit": "abc"}}] * 3
+    assert results.made_by(one) == "otclib 0.1.0, commit abc"
+    mixed = results.made_by([*one, {"code": {"version": "0.2.0", "commit": "def"}}, {}])
+    assert "3 by otclib 0.1.0, commit abc" in mixed and "1 by otclib 0.2.0, commit def" in mixed
+    assert "1 by otclib an unknown version, commit unknown" in mixed
+
+
+def test_the_tables_say_who_made_them():
+    for name, make in (("results", compare.report), ("ablation", compare.ablation_table), ("dose", compare.dose_table)):
+        records = json.loads((ROOT / "figures" / f"{name}.json").read_text())
+        assert results.made_by(records) in make(records)
+        assert make(records) in (ROOT / "figures" / f"{name}.md").read_text()
+
+
+def test_the_code_is_this_checkout():
+    found = runs.code()
+    assert found["version"] and (found["commit"] is None or len(found["commit"].removesuffix("-modified")) == 12)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "a.json"
+    runs.write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(file, {"a": object()})
+    assert json.loads(file.read_text()) == {"a": 1}
