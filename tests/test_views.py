@@ -27,10 +27,11 @@ def test_with_nothing_to_change_an_image_is_itself_or_its_mirror_image(images):
 def test_every_image_has_a_draw_of_its_own():
     same = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(8, -1, -1, -1)
     torch.manual_seed(0)
-    for view in (views.WEAK, views.STRONG, views.published_view(32)):
+    # some of AutoAugment's draws change nothing
+    ways = {views.WEAK: 8, views.STRONG: 8, views.published_view(32): 8, views.auto_augmented(): 4}
+    for view, least in ways.items():
         seen = view(same, 32)
-        apart = (seen[:, None] - seen[None]).abs().amax((2, 3, 4)) + torch.eye(8)
-        assert apart.min() > 1e-3
+        assert len(seen.mul(1000).round().unique(dim=0)) >= least
         assert seen.shape == (8, 3, 32, 32) and 0 <= seen.min() and seen.max() <= 1
 
 

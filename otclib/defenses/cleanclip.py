@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from otclib import losses
 from otclib.defenses.base import Defense
+from otclib.defenses.views import auto_augmented
 
 
 @dataclass
@@ -56,7 +56,7 @@ class CleanCLIP(Defense):
             )
 
     def begin(self, trainer) -> None:
-        self.view = v2.AutoAugment()
+        self.view = auto_augmented()
         trainer.ahead = int(self.legacy)
 
     def loss(self, trainer, batch) -> dict[str, Tensor]:

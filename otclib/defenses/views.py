@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
 
 LUMA = (0.299, 0.587, 0.114)
 YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
@@ -97,6 +99,17 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
         padded, length = F.pad(x, pad, mode="replicate"), x.shape[axis]
         x = sum(weight[:, k] * padded.narrow(axis, k, length) for k in range(2 * reach + 1))
     return x
+
+
+def auto_augmented() -> Callable[[Tensor, int], Tensor]:
+    """torchvision's AutoAugment (its default, the ImageNet policy), drawn for every image: CleanCLIP's views."""
+    policy = v2.AutoAugment()
+
+    def view(images: Tensor, size: int) -> Tensor:
+        seen = torch.stack([policy(image) for image in images])
+        return tv.resize(seen, [size, size], antialias=True).float().div_(255)
+
+    return view
 
 
 WEAK = Views()
