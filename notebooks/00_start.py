@@ -26,8 +26,8 @@
 # | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; and many runs |
 # | | [The explorer](explorer.ipynb) | transport plans to play with |
 #
-# Every chapter stands alone and trains what it lacks (chapters 2 to 4 and the explorer share two runs, twelve minutes on two
-# cores). Open it, and choose *Run All*.
+# Every chapter stands alone and trains what it lacks (chapters 2 to 4 and the explorer share two runs, of four to eight minutes
+# on two cores). Open it, and choose *Run All*.
 #
 # You should have met CLIP and a little PyTorch. What we count, in one line each:
 #
@@ -51,7 +51,7 @@ defense = "clip"  # undefended; any other takes longer
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "../runs/start"  # the run lands in out/<defense>; a finished one is not trained again
-epochs = 8  # about 25 seconds each on two cores
+epochs = 8  # about 15 seconds each on two cores; half a minute each on an old laptop
 fast = False  # True: too little to learn from, but done in seconds
 INTERACTIVE = True  # False under papermill: no widgets
 
@@ -87,8 +87,7 @@ fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image 
 # %% [markdown]
 # ## 2. Train on it, undefended
 #
-# Zero-shot accuracy rises as it should. It ends about three points below that of a model trained on clean pairs, which nobody
-# notices who has no such model. The two other curves tell. (Stop whenever you like: run the cell again, and it goes on where
+# Zero-shot accuracy rises as it should, to above 99 %, and gives nothing away. The two other curves do. (Stop whenever you like: run the cell again, and it goes on where
 # it was.)
 
 # %%
@@ -141,7 +140,7 @@ if INTERACTIVE:
 # <details><summary>Solution</summary>
 #
 # The objects, then the trigger about an epoch later, and the targeted images one by one, from the second epoch to about the
-# eighth: every object is named in hundreds of pairs, the patch in 61, each targeted image in 16. A defence has to use this
+# seventh: every object is named in hundreds of pairs, the patch in 61, each targeted image in 16. A defence has to use this
 # window (chapter 3).
 #
 # </details>

@@ -159,7 +159,7 @@ fig.savefig(figures / "separation.png", dpi=150)
 # ## Summary
 #
 # - Without a defence the planted pairs are learned like any others: the objects first, the trigger an epoch later, the targeted
-#   images one by one, from the second epoch to about the eighth.
+#   images one by one, from the second epoch to about the seventh.
 # - What is learned first is trusted. The robust warm-up on small images lets the objects be first; then a caption that names
 #   none of them is *far*, and its image is re-matched or left out.
 # - A pair that is near is kept. Re-assigning every caption would make a few captions serve all images.

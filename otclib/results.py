@@ -29,6 +29,7 @@ ROWS = (  # key, label, factor, format
     ("cosine_mass_ratio", "cosine mass on object / chance", 1, "{:.2f}"),
     ("cosine_mass_ratio/names", "... of object names alone", 1, "{:.2f}"),
     ("seconds_per_epoch", "seconds per epoch", 1, "{:.0f}"),
+    ("core_seconds_per_epoch", "core-seconds per epoch", 1, "{:.0f}"),
 )
 
 
