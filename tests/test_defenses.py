@@ -359,7 +359,7 @@ def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):
     few = pairs.select(range(130))
     run = otclib.train(few, defense="otcclip", out=tmp_path / "run", epochs=1, precision="bf16", progress=False)
     assert results.config(run)["precision"] == "bf16"
-    with pytest.raises(ValueError, match="'fp32' or 'bf16', got 'fp16'"):
+    with pytest.raises(ValueError, match="one of fp32, bf16, auto, got 'fp16'"):
         otclib.train(few, defense="clip", out=tmp_path / "no", precision="fp16")
 
 

@@ -46,7 +46,7 @@ def test_targets_are_counted_once_each(poisoned):
     assert evaluation.Targets.of(clean, 64) is None
 
 
-def test_attack_metrics_with_an_oracle(monkeypatch, pairs):
+def test_attack_metrics_with_an_oracle(monkeypatch, pairs, small):
     """Predictions are fixed; every count must follow."""
     test = otclib.data.load("scenes", split="test", size=40)
     classes = otclib.data.classes(test)
@@ -62,14 +62,14 @@ def test_attack_metrics_with_an_oracle(monkeypatch, pairs):
         return torch.where(stamped & ~wrong, torch.zeros_like(truth), truth)
 
     monkeypatch.setattr(evaluation, "classify", classify)
-    out = evaluation.attack_metrics(None, None, manifest, test, plain)
+    out = evaluation.attack_metrics(small[0], None, manifest, test, plain)
     others = [k for k in range(40) if truth[k] != 0]
     assert out["zero_shot_top1"] == 1.0
     assert out["attack_success_rate"] == pytest.approx(sum(k % 4 != 0 for k in others) / len(others))
     assert out["untriggered_target_rate"] == 0.0
 
 
-def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs):
+def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs, small):
     """One succeeds everywhere, the other nowhere: the former is reported, whichever was planted first."""
     test = otclib.data.load("scenes", split="test", size=20)
     strong, weak = otclib.data.classes(test)[:2]
@@ -86,10 +86,10 @@ def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs):
     monkeypatch.setattr(evaluation, "classify", classify)
     for order in planned, planned[::-1]:
         _, manifest = otclib.attacks.plant(pairs, order, seed=0)
-        out = evaluation.attack_metrics(None, None, manifest, test, plain)
+        out = evaluation.attack_metrics(small[0], None, manifest, test, plain)
         assert out["attack_success_rate"] == 1.0 and out["backdoor"] == f"badnets-{strong}"
         assert out[f"attack_success_rate/badnets-{weak}"] == 0.0
-        other = evaluation.attack_metrics(None, None, manifest, test, plain, f"badnets-{weak}")
+        other = evaluation.attack_metrics(small[0], None, manifest, test, plain, f"badnets-{weak}")
         assert other["attack_success_rate"] == 0.0, "a clean model is asked for the run's backdoor"
 
 
@@ -147,7 +147,9 @@ def test_metrics_are_those_of_features_taken_one_set_at_a_time(runs, little):
 
     classes = sorted({*test["label"], *manifest["target_label"]})
     words = [
-        torch.stack([model.encode_text(tokenizer([t.format(c)]), normalize=True)[0] for t in scenes.TEMPLATES]).mean(0)
+        torch.stack(
+            [model.encode_text(tokenizer([otclib.data.prompt(t, c)]), normalize=True)[0] for t in scenes.TEMPLATES]
+        ).mean(0)
         for c in classes
     ]
     words = torch.nn.functional.normalize(torch.stack(words), dim=-1)

@@ -151,12 +151,12 @@ def test_every_widget_redraws(panel, explorer):
         (panel.place, 20),
         (panel.place, NOWHERE),
         (panel.caption, explorer.captions[9]),
-        (panel.word, 0),
+        (panel.word, lambda: (panel.word.value + 1) % len(panel.word.options)),
         (panel.pair, explorer.choices()[-1][1]),
     ]
     for widget, value in moves:
         before = pixels(panel)
-        widget.value = value
+        widget.value = value() if callable(value) else value
         after = pixels(panel)
         assert before.shape == after.shape and (before != after).any(), (widget.description, value)
         assert not panel.message.value and panel.milliseconds > 0

@@ -116,7 +116,7 @@ def test_prompts_are_phrases_of_the_captions(pairs):
 @pytest.mark.parametrize("has_affinity", [True, False])
 def test_workers_are_as_many_as_asked_for(has_affinity, monkeypatch):
     class Pool:
-        def __init__(self, workers):
+        def __init__(self, workers, *_):
             asked.append(workers)
 
         def __enter__(self):

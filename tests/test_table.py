@@ -272,5 +272,5 @@ def test_a_dose_is_a_multiple_of_both_attacks(tmp_path):
 def test_the_dose_table_by_hand():
     run = {"poison_rate/badnets": 0.005, "poison_rate/targeted": 0.02, "pairs": 12_000, "targets": 15, "dose": 1}
     records = [run | {"attack_success_rate": rate, "targets_hit": hits} for rate, hits in ((0.5, 14), (0.7, 16))]
-    line = compare.dose_table(records).splitlines()[-1]
+    line = compare.dose_table(records).splitlines()[2]
     assert line.split(" | ") == ["| 60", "0.50", "60.0 (50.0 to 70.0)", "16", "15.0 (14.0 to 16.0)", "", "2 |"], line
