@@ -86,6 +86,8 @@ def _kernel_manager() -> type:
         async def start_kernel(self, **options) -> None:
             if sys.platform == "linux":  # from its first instruction on; its own look at its parent begins later
                 options["preexec_fn"] = processes.killed_with_parent
+            quiet = "--log-level=ERROR"  # it warns that it talks to this process over TCP, which stays on this machine
+            options["extra_arguments"] = [*options.get("extra_arguments", []), quiet]
             await super().start_kernel(**options)
 
         async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
