@@ -96,7 +96,8 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, retell=True, **options)
 
 # %% [markdown]
-# Grey: OTCCLIP's warm-up. Accuracy, attack success and targeted images of both, on the same scenes.
+# Accuracy, attack success and targeted images of both, on the same scenes. Images reach their full size in the third epoch, and
+# there the undefended model learns the trigger.
 
 # %%
 logs = {name: results.log(run) for name, run in runs.items()}
