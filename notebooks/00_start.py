@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Start here
 #
-# > Poison a training set, train a CLIP model on it, watch the poison being learned, and look inside: in four minutes.
+# > Poison a training set, train a CLIP model on it, watch the poison being learned, and look inside: in a few minutes.
 #
 # CLIP models learn from image–caption pairs crawled from the web. A handful of planted pairs can make one image, or every
 # image with a small patch, mean what an attacker wants. **OTCCLIP** defends: it compares the *patches* of an image with the
