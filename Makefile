@@ -49,7 +49,7 @@ explorer: setup  # the transport explorer as a page in the browser; trains its t
 book: .venv/.book  # the chapters and the docstrings as a site, in book/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html book book/_build && echo "open book/_build/index.html"
 
-figures: setup  # the numbers of the README: three seeds of both systems, 20 minutes on two cores with AVX2
+figures: setup  # the numbers of the README: three seeds of both systems, 25 minutes on two cores with AVX2
 	$(BIN)/python -m otclib.seeds --publish
 
 table: setup  # every system against every attack, three seeds: 5 hours on two cores; it resumes, and LIMIT=60 stops it
