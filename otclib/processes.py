@@ -169,14 +169,34 @@ def _limit_patience(line: bytes) -> None:
 
 
 def _follow_make() -> None:
-    """Send SIGTERM to this process when the one that ``PARENT`` names is gone, or what lies between them."""
+    """Send this process SIGTERM when the one that ``PARENT`` names is gone, or what lies between them; or SIGINT when
+    that one alone has received a SIGINT, as by ``kill -INT``: ``make`` then waits for its children to end by themselves.
+    """
     if os.name != "posix" or not os.environ.get(PARENT, "").isdigit():
         return
     parent, between = int(os.environ.pop(PARENT)), os.getppid()  # popped: it is not meant for what this one starts
-    _watch(
-        lambda: os.getppid() != between or not _exists(parent),
-        lambda: os.kill(os.getpid(), signal.SIGTERM),
-    )
+    caught = _catches(parent, signal.SIGINT)
+
+    def interrupted() -> bool:  # its handler ran: it resets the signal first
+        return caught and not _catches(parent, signal.SIGINT)
+
+    def gone() -> bool:
+        return os.getppid() != between or not _exists(parent)
+
+    def end() -> None:
+        os.kill(os.getpid(), signal.SIGTERM if gone() else signal.SIGINT)
+
+    _watch(lambda: gone() or interrupted(), end)
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for this signal, as Linux tells it; ``False`` where it is not told."""
+    try:
+        with open(f"/proc/{pid}/status") as lines:
+            masks = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
+    except OSError:
+        return False
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def _exists(pid: int) -> bool:

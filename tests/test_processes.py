@@ -59,7 +59,7 @@ class Command:
             os.killpg(self.process.pid, signal.SIGINT)
         else:
             self.process.send_signal(how)
-        while (left := [p for p in before + self.running() if _lives(p)]) and time.monotonic() < start + SECONDS:
+        while (left := [p for p in {*before, *self.running()} if _lives(p)]) and time.monotonic() < start + SECONDS:
             time.sleep(0.05)
         seconds = time.monotonic() - start
         assert not left, f"{len(left)} of {len(self.known)} processes live {SECONDS} s later: {left}\n{self.said()}"
