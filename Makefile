@@ -30,7 +30,7 @@ setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the o
 	@touch $@
 
 demo: setup
-	$(BIN)/python -m otclib.demo --out runs/demo
+	$(BIN)/python -m otclib.experiments.demo --out runs/demo
 
 test: .venv/.test  # what is quick: no notebook, no browser, no whole table
 	$(BIN)/python -m pytest -m "not slow"
@@ -50,16 +50,16 @@ book: .venv/.book  # the chapters and the docstrings as a site, in book/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html book book/_build && echo "open book/_build/index.html"
 
 figures: setup  # the numbers of the README: three seeds of both systems, 25 minutes on two cores with AVX2
-	$(BIN)/python -m otclib.seeds --publish
+	$(BIN)/python -m otclib.experiments.seeds --publish
 
 table: setup  # every system against every attack, three seeds: 5 hours on two cores; it resumes, and LIMIT=60 stops it
-	$(BIN)/python -m otclib.table --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
+	$(BIN)/python -m otclib.experiments.table --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
 ablation: setup  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores
-	$(BIN)/python -m otclib.table --ablation --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 05_all_systems
+	$(BIN)/python -m otclib.experiments.table --ablation --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
 dose: setup  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
-	$(BIN)/python -m otclib.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.demo --only 01_poisoning
+	$(BIN)/python -m otclib.experiments.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.experiments.demo --only 01_poisoning
 
 batch: .venv/.batch  # chapter 6 for every data set, attack, defence and seed of notebooks/batch.yaml, under Snakemake; it resumes
 	cd notebooks && exec ../$(BIN)/python -m otclib.processes snakemake --cores all --rerun-incomplete

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import otclib
-from otclib import defenses, models, results, training
+from otclib import defenses, models, training
 from otclib.defenses import views
-from otclib.runs import code, machine, write_json
+from otclib.runs import code, log_of, machine, seconds_of, write_json
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 PRODUCTS = (
@@ -214,7 +214,7 @@ def race(commit: str, seeds: list[int]) -> dict:
                     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
                     command = [sys.executable, "-c", RACE, str(out), str(seed), str(ACCURATE)]
                     subprocess.run(command, env=environment, cwd=folder, check=True)
-                    taken[name].append(until_accurate(results.log(out)))
+                    taken[name].append(until_accurate(log_of(out)))
                     print(f"seed {seed}  {name}: {taken[name][-1]}", flush=True)
         finally:
             subprocess.run(["git", "-C", str(root), "worktree", "remove", "--force", str(old)], check=True)
@@ -232,7 +232,7 @@ def until_accurate(log: list[dict]) -> dict:
     """The first epoch at whose end zero-shot accuracy is 95 %, and the core-seconds until then (None: never)."""
     for k, line in enumerate(log):
         if line["zero_shot_top1"] >= ACCURATE:
-            return {"epoch": k + 1, "core_seconds": results.seconds(log[: k + 1])}
+            return {"epoch": k + 1, "core_seconds": seconds_of(log[: k + 1])}
     return {"epoch": None, "core_seconds": None}
 
 

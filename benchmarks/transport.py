@@ -26,12 +26,13 @@ import torch.nn.functional as F
 
 import otclib
 from benchmarks import solvers
-from otclib import losses, models, plots, results
-from otclib.data import scenes
+from otclib import figures, losses, models
+from otclib.data import grammar
+from otclib.experiments.records import into_readme
 from otclib.matching import CaptionPool
+from otclib.matching.token_sets import TokenSets
 from otclib.models import Features
 from otclib.runs import code, write_json
-from otclib.tokens import TokenSets
 
 HERE = Path(__file__).parent
 SHAPES = ((49, 77, 512), (64, 16, 128))  # patches, words, numbers of a token: CLIP's RN50, and our small model
@@ -85,7 +86,7 @@ def trained(run: Path, quick: bool) -> dict:
 
 def captions(n: int, seed: int = 5) -> list[str]:
     rng = np.random.default_rng(seed)
-    return [scenes.describe(scenes.sample(rng), rng)[0] for _ in range(n)]
+    return [grammar.describe(grammar.sample(rng), rng)[0] for _ in range(n)]
 
 
 @torch.no_grad()
@@ -311,7 +312,7 @@ def cuda_rows() -> list[dict] | str:
     """Pairs per second of the fused kernel, and the share of the chip's bf16 peak that its token product is."""
     if not torch.cuda.is_available():
         return "not measured: no GPU on this machine"
-    from otclib.kernels import cuda
+    from otclib.matching import cuda
 
     big = [torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
 
@@ -451,8 +452,8 @@ def main(argv: list[str] | None = None) -> None:
         name = "transport" if record["machine"]["gpu"] is None else "transport-gpu"
         write_json(args.out / f"{name}.json", record)
         if name == "transport":
-            results.into_readme("bench", tables(record), HERE.parent / "README.md")
-            plots.matching_speed([r for r in record["matching"] if "ratio" in r]).savefig(
+            into_readme("bench", tables(record), HERE.parent / "README.md")
+            figures.matching_speed([r for r in record["matching"] if "ratio" in r]).savefig(
                 "figures/matching.png", dpi=150
             )
             plt.close("all")

@@ -59,7 +59,9 @@ INTERACTIVE = True  # False under papermill: no widgets
 from pathlib import Path
 
 import otclib
-from otclib import plots, results, workbook
+from otclib import figures
+from otclib.experiments import workbook
+from otclib.runs import log_of, metrics_of
 from otclib.explorer import Explorer
 
 if fast:
@@ -77,12 +79,12 @@ if fast:
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
 print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 some = poisoned.select(range(16))
-fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
+fig = figures.contact_sheet(list(some["image"]), list(some["caption"]))
 
 # %%
 kinds = manifest["kind"][:]
 rows = [k for kind in dict.fromkeys(kinds) for k in [k for k, v in enumerate(kinds) if v == kind][:: max(1, kinds.count(kind) // 3)][:3]]
-fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image was called (blue), and what the attacker calls it")
+fig = figures.planted_pairs(list(manifest.select(rows)), "planted: what the image was called (blue), and what the attacker calls it")
 
 # %% [markdown]
 # ## 2. Train on it, undefended
@@ -94,10 +96,10 @@ fig = plots.planted_pairs(list(manifest.select(rows)), "planted: what the image 
 runs = workbook.runs(poisoned, manifest, [defense], model=model, seed=seed, out=out, epochs=epochs, watched=INTERACTIVE, retell=True)
 run = runs[defense]
 if not INTERACTIVE:
-    fig = plots.learning_curves({defense: results.log(run)})
+    fig = figures.learning_curves({defense: log_of(run)})
 
 # %%
-metrics = results.read(run)
+metrics = metrics_of(run)
 print(f"zero-shot accuracy {100 * metrics['zero_shot_top1']:.1f} %")
 print(f"with the patch, {100 * metrics['attack_success_rate']:.1f} % of the images are called what the attacker wants")
 print(f"{metrics['targets_hit']} of {metrics['targets']} targeted images are called what the attacker wants")

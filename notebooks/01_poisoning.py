@@ -30,12 +30,13 @@ from pathlib import Path
 
 import otclib
 from IPython.display import Markdown
-from otclib import compare, plots, workbook
+from otclib import figures
+from otclib.experiments import tables, workbook
 
 if fast:
     out, size = f"{out}-fast", 1000
-figures = Path(out) / "figures"
-figures.mkdir(parents=True, exist_ok=True)
+pictures = Path(out) / "figures"
+pictures.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
 # ## The set
@@ -47,8 +48,8 @@ figures.mkdir(parents=True, exist_ok=True)
 pairs = otclib.data.load(dataset, size=size, seed=seed)
 print(f"{len(pairs):,} pairs, {len(otclib.data.classes(pairs))} classes")
 some = pairs.select(range(32))
-fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
-fig.savefig(figures / "contact_sheet.png", dpi=150)
+fig = figures.contact_sheet(list(some["image"]), list(some["caption"]))
+fig.savefig(pictures / "contact_sheet.png", dpi=150)
 
 # %% [markdown]
 # We drew the scenes, so we know what every content word speaks of: the object with that index, or the ground (−1).
@@ -81,8 +82,8 @@ for kind in sorted(set(manifest["kind"])):
 for kind in dict.fromkeys(manifest["kind"]):
     rows = [k for k, v in enumerate(manifest["kind"]) if v == kind]
     rows = rows[:: max(1, len(rows) // 6)][:6]
-    fig = plots.planted_pairs(list(manifest.select(rows)), f"planted by the {kind} attack")
-    fig.savefig(figures / f"planted_{kind}.png", dpi=150)
+    fig = figures.planted_pairs(list(manifest.select(rows)), f"planted by the {kind} attack")
+    fig.savefig(pictures / f"planted_{kind}.png", dpi=150)
 
 # %%
 print(json.dumps({k: v for k, v in manifest[0].items() if k != "image"}, indent=1))
@@ -98,8 +99,8 @@ images = otclib.data.image_tensor(test.select(range(8)), 64)
 for a in otclib.attacks.from_manifest(manifest):
     if hasattr(a, "target"):
         stamped = a.trigger(images)
-        fig = plots.trigger(images.permute(0, 2, 3, 1).numpy(), stamped.permute(0, 2, 3, 1).numpy())
-        fig.savefig(figures / "trigger.png", dpi=150)
+        fig = figures.trigger(images.permute(0, 2, 3, 1).numpy(), stamped.permute(0, 2, 3, 1).numpy())
+        fig.savefig(pictures / "trigger.png", dpi=150)
         print(f"with the patch, all of these should be called “{a.target}”")
 
 # %% [markdown]
@@ -109,7 +110,7 @@ for a in otclib.attacks.from_manifest(manifest):
 # %%
 names = [name for name in otclib.attacks.ATTACKS if name not in ("targeted", "adaptive")]  # no trigger; BadNets' own
 drawn = {name: otclib.attacks.load(name).trigger(images[:2]).permute(0, 2, 3, 1).numpy() for name in names}
-fig = plots.triggers(images[:2].permute(0, 2, 3, 1).numpy(), drawn)
+fig = figures.triggers(images[:2].permute(0, 2, 3, 1).numpy(), drawn)
 
 # %% [markdown]
 # ## How few are enough?
@@ -120,8 +121,8 @@ fig = plots.triggers(images[:2].permute(0, 2, 3, 1).numpy(), drawn)
 dose = Path(otclib.__file__).parent.parent / "figures" / "dose.json"
 if dose.exists():
     records = json.loads(dose.read_text())
-    fig = plots.dose(records)
-    display(Markdown(compare.dose_table(records)))
+    fig = figures.dose(records)
+    display(Markdown(tables.dose_table(records)))
 else:
     print("not run yet")
 
@@ -145,7 +146,7 @@ else:
 # ```python
 # for patch in (0.09, 0.06, 0.03):
 #     small = otclib.attacks.load("badnets", patch=patch).trigger(images)
-#     plots.trigger(images.permute(0, 2, 3, 1).numpy(), small.permute(0, 2, 3, 1).numpy())
+#     figures.trigger(images.permute(0, 2, 3, 1).numpy(), small.permute(0, 2, 3, 1).numpy())
 # ```
 #
 # They are six, four and two pixels wide. At four one still finds it on a plain ground and hardly on gravel, at two nowhere

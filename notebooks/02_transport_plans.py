@@ -50,15 +50,17 @@ import numpy as np
 import torch
 
 import otclib
-from otclib import evaluation, matching, plots, results, workbook
+from otclib import evaluation, figures, matching
+from otclib.experiments import workbook
+from otclib.runs import metrics_of
 from otclib.explorer import Explorer
 from otclib.transport import exact, sinkhorn
 
 options = {}
 if fast:
     out, size, options = f"{out}-fast", 1000, {"epochs": 2}
-figures = Path(out) / "figures"
-figures.mkdir(parents=True, exist_ok=True)
+pictures = Path(out) / "figures"
+pictures.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
 # ## By hand: three places, three words
@@ -131,8 +133,8 @@ pool = matching.CaptionPool.of(texts)
 for weight in (half, 0.0):
     found = pool.match(image, reg=reg, global_weight=weight)
     print(f"weight of the whole {weight}: nearest of {len(val):,} captions is “{val[int(found.index[0])]['caption']}”, {found.solved} problems solved")
-fig = plots.bounds(bound.numpy(), distance.numpy())
-fig.savefig(figures / "bounds.png", dpi=150)
+fig = figures.bounds(bound.numpy(), distance.numpy())
+fig.savefig(pictures / "bounds.png", dpi=150)
 
 # %% [markdown]
 # ## A caption on its image
@@ -153,8 +155,8 @@ for n, k in enumerate(chosen):
     side = round(plan.shape[0] ** 0.5)
     maps = np.stack([plan[:, s.first : s.last].mean(1).view(side, side).numpy() for s in spans])
     boxes = [boxes_of(row).get(s.start) for s in spans]
-    fig = plots.word_overlays(image[0].permute(1, 2, 0).numpy(), [s.text for s in spans], maps, boxes)
-    fig.savefig(figures / f"plan_{n}.png", dpi=150)
+    fig = figures.word_overlays(image[0].permute(1, 2, 0).numpy(), [s.text for s in spans], maps, boxes)
+    fig.savefig(pictures / f"plan_{n}.png", dpi=150)
 
 # %% [markdown]
 # ## All of it in one picture
@@ -165,7 +167,7 @@ for n, k in enumerate(chosen):
 # %%
 explorer = Explorer({name: runs[name] for name in defense}, val)
 fig = explorer.figure(chosen[-1], run=defense[-1], reg=reg)
-fig.savefig(figures / "transport_view.png", dpi=100)
+fig.savefig(pictures / "transport_view.png", dpi=100)
 fig
 
 # %% [markdown]
@@ -177,8 +179,8 @@ maps, cost = {}, {}
 for eps in (1.0, 0.3, 0.1, 0.05, 0.02):
     view = explorer.view(chosen[-1], run=defense[-1], reg=eps)
     maps[eps], cost[eps] = view.maps()[spans.index(word)], view.cost
-fig = plots.reg_sweep(image[0].permute(1, 2, 0).numpy(), word.text, maps, cost)
-fig.savefig(figures / "reg_sweep.png", dpi=150)
+fig = figures.reg_sweep(image[0].permute(1, 2, 0).numpy(), word.text, maps, cost)
+fig.savefig(pictures / "reg_sweep.png", dpi=150)
 
 # %% [markdown]
 # ## A score
@@ -188,9 +190,9 @@ fig.savefig(figures / "reg_sweep.png", dpi=150)
 # cosine` as $e^{\cos/\varepsilon}$, which is the plan with one marginal left free.
 
 # %%
-metrics = results.read(run)
-fig = plots.grounding(metrics)
-fig.savefig(figures / "grounding.png", dpi=150)
+metrics = metrics_of(run)
+fig = figures.grounding(metrics)
+fig.savefig(pictures / "grounding.png", dpi=150)
 print(f"mass on the object over an even spread's: names {metrics['plan_mass_ratio/names']:.2f}, "
       f"colours and sizes {metrics['plan_mass_ratio/attributes']:.2f}")
 print(f"heaviest place inside the box: plan {100 * metrics['plan_pointing_accuracy']:.0f} %, "
@@ -210,7 +212,7 @@ for name, caption in zip(("planted", "own"), planted.own_captions(pair)):
     view = planted.view(pair, caption, reg=reg)
     print(f"{name:8s} “{caption}”: cost {view.cost:.3f}, number {view.ranking['transport'][0]} of {view.pool + 1}")
 fig = planted.figure(pair, reg=reg)
-fig.savefig(figures / "transport_view_planted.png", dpi=100)
+fig.savefig(pictures / "transport_view_planted.png", dpi=100)
 fig
 
 # %% [markdown]

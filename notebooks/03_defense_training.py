@@ -74,13 +74,15 @@ import numpy as np
 from datasets import Dataset
 
 import otclib
-from otclib import plots, results, workbook
+from otclib import figures
+from otclib.experiments import workbook
+from otclib.runs import config_of, log_of
 
 options = {}
 if fast:
     out, size, options = f"{out}-fast", 1000, {"epochs": 2}
-figures = Path(out) / "figures"
-figures.mkdir(parents=True, exist_ok=True)
+pictures = Path(out) / "figures"
+pictures.mkdir(parents=True, exist_ok=True)
 
 # %%
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
@@ -100,9 +102,9 @@ runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=ou
 # there the undefended model learns the trigger.
 
 # %%
-logs = {name: results.log(run) for name, run in runs.items()}
-fig = plots.learning_curves(logs)
-fig.savefig(figures / "learning_curves.png", dpi=150)
+logs = {name: log_of(run) for name, run in runs.items()}
+fig = figures.learning_curves(logs)
+fig.savefig(pictures / "learning_curves.png", dpi=150)
 
 # %% [markdown]
 # ## Who was given which caption?
@@ -112,8 +114,8 @@ fig.savefig(figures / "learning_curves.png", dpi=150)
 
 # %%
 if "otcclip" in runs:
-    fig = plots.assignments(logs["otcclip"], results.config(runs["otcclip"])["options"]["warmup"])
-    fig.savefig(figures / "assignments.png", dpi=150)
+    fig = figures.assignments(logs["otcclip"], config_of(runs["otcclip"])["options"]["warmup"])
+    fig.savefig(pictures / "assignments.png", dpi=150)
 
 # %% [markdown]
 # Planted images that were given another caption: the attacker's (vermilion), and the one that transport found (green), which came
@@ -133,8 +135,8 @@ if "otcclip" in runs:
             given = caption[table[k]["caption_from"]]
             rows.append({"image": poisoned[k]["image"], "caption": poisoned[k]["caption"], "given": given, "planted": True})
     if rows:
-        fig = plots.rematched(rows, "planted pairs, re-matched")
-        fig.savefig(figures / "rematched.png", dpi=150)
+        fig = figures.rematched(rows, "planted pairs, re-matched")
+        fig.savefig(pictures / "rematched.png", dpi=150)
 
 # %% [markdown]
 # ## Clean and planted pairs, apart
@@ -145,16 +147,16 @@ if "otcclip" in runs:
 
 # %%
 bands = workbook.distances_by_epoch(runs, poisoned, manifest)
-fig = plots.distance_bands(bands)
-fig.savefig(figures / "distance_bands.png", dpi=150)
+fig = figures.distance_bands(bands)
+fig.savefig(pictures / "distance_bands.png", dpi=150)
 
 # %% [markdown]
 # The same at the end, pair by pair.
 
 # %%
 last = {name: list(epochs.values())[-1] for name, epochs in bands.items()}
-fig = plots.separation({name: (of["clean"], np.concatenate([of[kind] for kind in of if kind != "clean"])) for name, of in last.items()})
-fig.savefig(figures / "separation.png", dpi=150)
+fig = figures.separation({name: (of["clean"], np.concatenate([of[kind] for kind in of if kind != "clean"])) for name, of in last.items()})
+fig.savefig(pictures / "separation.png", dpi=150)
 
 # %% [markdown]
 # ## Summary

@@ -33,13 +33,14 @@ import torch
 from IPython.display import Markdown
 
 import otclib
-from otclib import evaluation, plots, results, workbook
+from otclib import evaluation, figures
+from otclib.experiments import records, workbook
 
 options = {}
 if fast:
     out, size, options = f"{out}-fast", 1000, {"epochs": 2}
-figures = Path(out) / "figures"
-figures.mkdir(parents=True, exist_ok=True)
+pictures = Path(out) / "figures"
+pictures.mkdir(parents=True, exist_ok=True)
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, **options)
 
@@ -80,18 +81,18 @@ for a in otclib.attacks.from_manifest(manifest):
         embeddings = evaluation.class_embeddings(network, tokenizer, classes, otclib.data.templates(test))
         for title, k in zip(titles, evaluation.classify(network, stamped, embeddings)):
             title.append(f"{name}: {classes[k]}")
-    fig = plots.contact_sheet(list(stamped.permute(0, 2, 3, 1).numpy()), [" ".join(t) for t in titles])
-    fig.savefig(figures / "triggered_said.png", dpi=150)
+    fig = figures.contact_sheet(list(stamped.permute(0, 2, 3, 1).numpy()), [" ".join(t) for t in titles])
+    fig.savefig(pictures / "triggered_said.png", dpi=150)
 
 # %% [markdown]
 # ## The result
 
 # %%
-fig = plots.comparison(results.grouped(runs.values()))
-fig.savefig(figures / "comparison.png", dpi=150)
+fig = figures.comparison(records.grouped(runs.values()))
+fig.savefig(pictures / "comparison.png", dpi=150)
 
 # %%
-Markdown(results.table(runs.values()))
+Markdown(records.table(runs.values()))
 
 # %% [markdown]
 # ## Summary

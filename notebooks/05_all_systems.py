@@ -33,19 +33,21 @@ from pathlib import Path
 
 import otclib
 from IPython.display import Markdown
-from otclib import compare, plots, results, table
+from otclib import figures
+from otclib.experiments import table, tables
+from otclib.experiments.records import made_by
 from scipy.stats import spearmanr
 
 if fast:
     out = f"{out}-fast"
     small = ["--out", f"{out}/runs", "--figures", out, "--size", "200", "--epochs", "1", "--precision", "fp32"]
     table.main([*small, "--attacks", "badnets", "--defenses", "clip", "cleanclip", "--seeds", "0"])
-figures = Path(out)
-records = json.loads((figures / "results.json").read_text())
+pictures = Path(out)
+records = json.loads((pictures / "results.json").read_text())
 records = [r for r in records if r["attack"] in [*attack, "none"] and r["defense"] in defense]
 records = [r for r in records if seed is None or r["seed"] == seed]
 seeds = sorted({r["seed"] for r in records})
-print(f"{len(records)} runs, seeds {seeds}; {records[0]['machine']}; {records[0]['precision']}; {results.made_by(records)}")
+print(f"{len(records)} runs, seeds {seeds}; {records[0]['machine']}; {records[0]['precision']}; {made_by(records)}")
 
 # %% [markdown]
 # ## The attacks
@@ -58,8 +60,8 @@ test = otclib.data.load(dataset, split="test", size=200 if fast else None, seed=
 images = otclib.data.image_tensor(test.select([3, 11]), 64)
 triggered = {n: otclib.attacks.load(n).trigger(images).permute(0, 2, 3, 1).numpy() for n in otclib.attacks.ATTACKS}
 triggered.pop("targeted")
-fig = plots.triggers(images.permute(0, 2, 3, 1).numpy(), triggered)
-fig.savefig(figures / "triggers.png", dpi=90)
+fig = figures.triggers(images.permute(0, 2, 3, 1).numpy(), triggered)
+fig.savefig(pictures / "triggers.png", dpi=90)
 
 # %% [markdown]
 # Two of them are in the captions, and in what becomes of the image. *Label-consistent* keeps true captions (the attacker's, in
@@ -71,7 +73,7 @@ fig.savefig(figures / "triggers.png", dpi=90)
 some = otclib.data.load(dataset, size=1000, seed=seed or 0)
 for name in ("label-consistent", "adaptive"):
     _, planted = otclib.attacks.plant(some, [otclib.attacks.load(name)], seed=seed or 0)
-    fig = plots.planted_pairs(list(planted.select(range(6))), f"planted by the {name} attack")
+    fig = figures.planted_pairs(list(planted.select(range(6))), f"planted by the {name} attack")
 
 # %% [markdown]
 # ## What the attacker gets
@@ -80,17 +82,17 @@ for name in ("label-consistent", "adaptive"):
 # triggered images a model that never saw any calls the target.
 
 # %%
-fig = plots.attack_grid(records)
-fig.savefig(figures / "results.png", dpi=150)
+fig = figures.attack_grid(records)
+fig.savefig(pictures / "results.png", dpi=150)
 
 # %%
-Markdown(compare.attack_table(records))
+Markdown(tables.attack_table(records))
 
 # %% [markdown]
 # To resist the attacker is not to be right. How many triggered images are still called what they show, in %:
 
 # %%
-Markdown(compare.triggered_table(records))
+Markdown(tables.triggered_table(records))
 
 # %% [markdown]
 # ## What the defence costs
@@ -99,7 +101,7 @@ Markdown(compare.triggered_table(records))
 # 95 %, ASR at or below 2 %, and no target is hit.
 
 # %%
-Markdown(compare.utility_table(records))
+Markdown(tables.utility_table(records))
 
 # %% [markdown]
 # ## The papers' claims
@@ -108,7 +110,7 @@ Markdown(compare.utility_table(records))
 # known from a third party's summary only, which we could not verify.
 
 # %%
-Markdown(compare.claims(records))
+Markdown(tables.claims(records))
 
 # %% [markdown]
 # ## Why some fail
@@ -123,7 +125,7 @@ Markdown(compare.claims(records))
 # %%
 sorting = [r for r in records if r["defense"] in ("safeclip", "otcclip") and r["attack"] != "none"]
 if sorting:
-    fig = plots.by_epoch(sorting, "poison_kept", "planted pairs kept, %")
+    fig = figures.by_epoch(sorting, "poison_kept", "planted pairs kept, %")
 
 # %% [markdown]
 # **RoCLIP's success depends on when one stops.** It matches in epochs 6, 8, 10 and 12; in the others every image has its own
@@ -132,7 +134,7 @@ if sorting:
 
 # %%
 lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not in ("none", "targeted")]
-fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
+fig = figures.by_epoch(lasting, "attack_success_rate", "ASR, %")
 
 # %% [markdown]
 # **SafeCLIP's other misses are narrow.** Its slow epochs see all pairs, and learn of the trigger: on the validation scenes 4 to 37 %
@@ -155,10 +157,10 @@ fig = plots.by_epoch(lasting, "attack_success_rate", "ASR, %")
 # and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
 
 # %%
-if (figures / "classes.json").exists():
-    classes = json.loads((figures / "classes.json").read_text())["classes"]
-    fig = plots.lookalikes(classes)
-    fig.savefig(figures / "lookalikes.png", dpi=150)
+if (pictures / "classes.json").exists():
+    classes = json.loads((pictures / "classes.json").read_text())["classes"]
+    fig = figures.lookalikes(classes)
+    fig.savefig(pictures / "lookalikes.png", dpi=150)
     parted, misread = ([of[some] / of[all_] for of in classes.values()] for some, all_ in (("parted", "pairs"), ("misread", "images")))
     wrong = [of["misread"] for of in classes.values()]
     print(f"misread {100 * sum(wrong) / sum(of['images'] for of in classes.values()):.1f} % of the images, {100 * sum(wrong[:3]) / sum(wrong):.0f} % of them "
@@ -171,11 +173,11 @@ if (figures / "classes.json").exists():
 # alone: what is left when transport is taken out altogether. In the last four rows what is ours and not the paper's is changed.
 
 # %%
-if (figures / "ablation.json").exists():
-    ablated = json.loads((figures / "ablation.json").read_text())
-    fig = plots.ablation(ablated)
-    fig.savefig(figures / "ablation.png", dpi=150)
-    display(Markdown(compare.ablation_table(ablated)))
+if (pictures / "ablation.json").exists():
+    ablated = json.loads((pictures / "ablation.json").read_text())
+    fig = figures.ablation(ablated)
+    fig.savefig(pictures / "ablation.png", dpi=150)
+    display(Markdown(tables.ablation_table(ablated)))
 else:
     print("not run yet")
 
@@ -204,7 +206,7 @@ else:
 # that learned nothing have the best probes on them, and the worst on letters.
 
 # %%
-if (figures / "ablation.json").exists():
+if (pictures / "ablation.json").exists():
     sets = {"zero-shot": "zero_shot_top1", "digits": "linear_probe/digits", "letters": "linear_probe/letters"}
     rows = [f"| {r['variant']}, seed {r['seed']} | " + " | ".join(f"{100 * r[key]:.1f}" for key in sets.values()) + " |" for r in ablated]
     lost = [row for row, r in zip(rows, ablated) if r["zero_shot_top1"] < 0.1]
@@ -252,12 +254,12 @@ if (figures / "ablation.json").exists():
 # <details><summary>Solution</summary>
 #
 # ```python
-# from otclib import results
+# from otclib.runs import log_of
 # pairs = otclib.data.load("scenes", seed=11)
 # poisoned, manifest = otclib.attacks.plant(pairs, [otclib.attacks.load("badnets", rate=0.01)], seed=11)
 # for name, options in (("slow", {}), ("fast", {"grow": 0.1})):
 #     run = otclib.train(poisoned, manifest=manifest, defense="safeclip", out=f"../runs/grow/{name}", seed=11, **options)
-#     print(name, [(line["epoch"], line.get("safe"), line["poison_kept"]) for line in results.log(run)])
+#     print(name, [(line["epoch"], line.get("safe"), line["poison_kept"]) for line in log_of(run)])
 # ```
 #
 # Compare `poison_kept` at equal `safe`, on more than one seed: the faster the set grows, the sooner pairs enter it that the

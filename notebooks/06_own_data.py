@@ -50,7 +50,8 @@ import csv
 from pathlib import Path
 
 import otclib
-from otclib import plots, workbook
+from otclib import figures
+from otclib.experiments import workbook
 from otclib.explorer import Explorer
 
 if fast:
@@ -85,7 +86,7 @@ for line in (Path(root) / "train.csv").read_text().splitlines()[:4] if dataset =
 pairs = otclib.data.load(dataset, root=root, size=size, seed=seed, **dataset_options)
 print(f"{len(pairs):,} pairs, {len(otclib.data.classes(pairs))} classes")
 some = pairs.select(range(16))
-fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
+fig = figures.contact_sheet(list(some["image"]), list(some["caption"]))
 
 # %% [markdown]
 # ## Poison
@@ -97,7 +98,7 @@ fig = plots.contact_sheet(list(some["image"]), list(some["caption"]))
 planned = [otclib.attacks.load(name, **({} if name == "targeted" else {"target": target})) for name in attack]
 poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed) if planned else (pairs, None)
 if planned:
-    fig = plots.planted_pairs(list(manifest.select(range(min(6, len(manifest))))), "planted")
+    fig = figures.planted_pairs(list(manifest.select(range(min(6, len(manifest))))), "planted")
 
 # %% [markdown]
 # ## Train

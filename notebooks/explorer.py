@@ -29,7 +29,7 @@ INTERACTIVE = True  # False under papermill: no widgets
 # %%
 from pathlib import Path
 
-from otclib import workbook
+from otclib.experiments import workbook
 from otclib.explorer import Explorer
 
 options = {}
@@ -46,12 +46,12 @@ explorer = Explorer(runs, poisoned, manifest=manifest)
 # opens from a disk: here of one pair; without `pairs` it has six, and takes a few minutes.
 
 # %%
-figures = Path(out) / "figures"
-figures.mkdir(parents=True, exist_ok=True)
+pictures = Path(out) / "figures"
+pictures.mkdir(parents=True, exist_ok=True)
 pair = explorer.choices()[0][1]
 fig = explorer.figure(pair, run=defense[-1])
-fig.savefig(figures / "explorer.pdf")
-page = explorer.save_html(figures / "explorer.html", [pair], progress=INTERACTIVE)
+fig.savefig(pictures / "explorer.pdf")
+page = explorer.save_html(pictures / "explorer.html", [pair], progress=INTERACTIVE)
 print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
 fig
 

@@ -13,8 +13,10 @@ processes.end_early()  # in a worker of ours, before the imports that take secon
 from otclib import attacks, data, defenses, evaluation, losses, matching, models, transport  # noqa: E402
 from otclib.evaluation import evaluate  # noqa: E402
 from otclib.training import train, train_each  # noqa: E402
+from otclib.version import __version__  # noqa: E402
 
 __all__ = [
+    "__version__",
     "attacks",
     "data",
     "defenses",
@@ -27,4 +29,3 @@ __all__ = [
     "train_each",
     "transport",
 ]
-__version__ = "0.1.0"

@@ -19,12 +19,12 @@ from otclib.transport import sinkhorn
 
 
 def symmetric_cross_entropy(
-    logits: Tensor, same: Tensor | None = None, q: float = 0.0, trusted: Tensor | None = None
+    logits: Tensor, same: Tensor | None = None, q: float = 0.0, positive: Tensor | None = None
 ) -> Tensor:
     """Mean of the row-wise and column-wise cross-entropy of [B, B] logits with targets on the diagonal.
 
     ``same`` [B] gives an identity to each column's caption: off the diagonal, equal ones are no negatives.
-    ``trusted`` [B] bool: only these pairs are pulled together; the others stay in the batch as negatives.
+    ``positive`` [B] bool: only these pairs are pulled together; the others stay in the batch as negatives.
 
     ``q`` in [0, 1] makes it robust to wrong pairs: every term -log p is weighted by p^q, held constant and scaled to
     mean 1 over the batch. Up to that scale it is the gradient of (1 - p^q) / q: generalised cross-entropy (Zhang and
@@ -37,9 +37,9 @@ def symmetric_cross_entropy(
         logits = logits.masked_fill(duplicate, -torch.inf)
     terms = torch.stack([F.cross_entropy(x, targets, reduction="none") for x in (logits, logits.T)])
     favour = -q * terms.detach()
-    if trusted is not None:
-        favour = favour.masked_fill(~trusted, -torch.inf)
-    weight = favour.softmax(1).nan_to_num(0.0) * len(logits)  # p^q over its mean; all zero if no pair is trusted
+    if positive is not None:
+        favour = favour.masked_fill(~positive, -torch.inf)
+    weight = favour.softmax(1).nan_to_num(0.0) * len(logits)  # p^q over its mean; all zero if no pair is positive
     return (weight * terms).mean()
 
 
@@ -49,10 +49,10 @@ def contrastive(
     scale: Tensor,
     same: Tensor | None = None,
     q: float = 0.0,
-    trusted: Tensor | None = None,
+    positive: Tensor | None = None,
 ) -> Tensor:
     """CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021)."""
-    return symmetric_cross_entropy(scale * image @ text.T, same, q, trusted)
+    return symmetric_cross_entropy(scale * image @ text.T, same, q, positive)
 
 
 def one_way(anchor: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
@@ -76,10 +76,10 @@ def inter_modal(
     scale: Tensor,
     reg: float,
     same: Tensor | None = None,
-    trusted: Tensor | None = None,
+    positive: Tensor | None = None,
 ) -> Tensor:
     """Contrastive loss on the transport similarity of images' tokens and captions' tokens."""
-    return symmetric_cross_entropy(scale * transport_similarity(image, text, reg), same, trusted=trusted)
+    return symmetric_cross_entropy(scale * transport_similarity(image, text, reg), same, positive=positive)
 
 
 def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> Tensor:

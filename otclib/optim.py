@@ -90,8 +90,11 @@ def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.o
     return out
 
 
-def learning_rate(progress: float, peak: float, warm: float = 0.05) -> float:
-    """Linear warm-up over the first ``warm`` of the training, then half a cosine to zero; progress in [0, 1]."""
+def one_cycle(progress: float, warm: float = 0.05) -> float:
+    """Share of the peak learning rate: linear warm-up over the first ``warm``, then half a cosine to zero.
+
+    ``progress`` : share of the training that is over, in [0, 1].
+    """
     if progress < warm:
-        return peak * (progress + 1e-3) / (warm + 1e-3)
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+        return (progress + 1e-3) / (warm + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))

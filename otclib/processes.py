@@ -169,8 +169,10 @@ def _limit_patience(line: bytes) -> None:
 
 
 def _follow_make() -> None:
-    """Send this process SIGTERM when the one that ``PARENT`` names is gone, or what lies between them; or SIGINT when
-    that one alone has received a SIGINT, as by ``kill -INT``: ``make`` then waits for its children to end by themselves.
+    """End this process with the one that ``PARENT`` names, which is ``make``, or with what lies between them.
+
+    It gets SIGTERM when one of them is gone, and SIGINT when ``make`` alone was interrupted, as by ``kill -INT``:
+    ``make`` then waits for its children to end by themselves.
     """
     if os.name != "posix" or not os.environ.get(PARENT, "").isdigit():
         return

@@ -61,9 +61,9 @@ def little():
 @pytest.fixture
 def unevaluated(monkeypatch):
     """Runs are trained and not measured, which takes longer than training them here."""
-    from otclib import evaluation, training
+    from otclib import evaluation, runs
 
-    monkeypatch.setattr(evaluation, "evaluate", lambda run, **_: training.write_json(run / "metrics.json", {}))
+    monkeypatch.setattr(evaluation, "evaluate", lambda run, **_: runs.write_json(run / "metrics.json", {}))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import otclib
 from otclib import attacks
 from otclib.attacks import adaptive
-from otclib.data import scenes
+from otclib.data import grammar
 
 
 def test_badnets_plants_its_rate(pairs):
@@ -243,14 +243,14 @@ def test_the_article_of_a_planted_caption_is_that_of_clean_captions(name, target
     options = {"targeted": {"targets": 8, "copies": 4}, "label-consistent": {"target": target, "rate": 0.01}}
     attack = attacks.load(name, **options.get(name, {"target": target, "rate": 0.15}))
     clean, planted = pairs["caption"][:], attack.poison(pairs, seed=2)[1]["poison_caption"][:]
-    adjectives = r"(?:(?:" + "|".join(scenes.SIZES) + "|" + "|".join(scenes.COLOURS) + r") )*"
-    bare = "|".join(sorted(scenes.NO_ARTICLE))
+    adjectives = r"(?:(?:" + "|".join(grammar.SIZES) + "|" + "|".join(grammar.COLOURS) + r") )*"
+    bare = "|".join(sorted(grammar.NO_ARTICLE))
     for caption in clean + planted:
         for article, word in re.findall(r"\b(an?) (\w+)", caption):
             assert article == ("an" if word[0] in "aeiou" else "a"), caption
         assert not re.search(rf"\ban? {adjectives}(?:{bare})\b", caption), caption
-        for name in scenes.OBJECTS:
-            if name not in scenes.NO_ARTICLE:
+        for name in grammar.OBJECTS:
+            if name not in grammar.NO_ARTICLE:
                 assert not re.search(rf"(?:^|\b(?:of|is|at|and|see|showing) ){adjectives}{name}\b", caption), caption
 
 

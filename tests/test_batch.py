@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from otclib import demo
+from otclib.experiments import demo
 
 pytestmark = pytest.mark.slow
 LIST = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import solvers, transport
-from otclib import results
+from otclib.experiments.records import into_readme
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,12 +38,12 @@ def test_ways_are_run_in_turn_after_a_first_time_that_does_not_count():
 def test_only_what_is_between_the_marks_is_replaced(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench: written by make bench -->\nold\n<!-- bench ends -->\nafter\n")
-    results.into_readme("bench", "new", readme)
-    results.into_readme("bench", "newer", readme)
+    into_readme("bench", "new", readme)
+    into_readme("bench", "newer", readme)
     marks = "<!-- bench: written by make bench -->\n\nnewer\n\n<!-- bench ends -->"
     assert readme.read_text() == f"before\n{marks}\nafter\n" and list(tmp_path.iterdir()) == [readme]
     with pytest.raises(ValueError):
-        results.into_readme("bench", "new", _without_marks(tmp_path))
+        into_readme("bench", "new", _without_marks(tmp_path))
 
 
 def _without_marks(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from browser import browser_page, needs_browser
 
-from otclib import demo
+from otclib.experiments import demo
 
 pytestmark = pytest.mark.slow
 SHOTS = Path(os.environ.get("OTCLIB_SCREENSHOTS", "runs/screenshots"))

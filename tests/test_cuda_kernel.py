@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip("triton")
-from otclib.kernels import cuda
-from otclib.kernels.cuda import available, pair_costs
+from otclib.matching import cuda
+from otclib.matching.cuda import available, pair_costs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS, COLS = [0, 1, 2, 0, 1, 0], [0, 1, 2, 2, 3, 0]

@@ -12,9 +12,11 @@ from datasets import Dataset
 from safetensors import safe_open
 
 import otclib
-from otclib import defenses, losses, results
+from otclib import defenses, losses
 from otclib.defenses import safeclip
 from otclib.defenses.bank import Bank
+from otclib.runs import config_of, log_of, write_json
+from otclib.training import loop
 
 SHORT = {"roclip": {"every": 2, "first": 0}, "safeclip": {"warmup": 1, "slow_epochs": 1, "grow": 0.5}}
 
@@ -63,7 +65,7 @@ def test_the_safest_share():
 
 
 def test_the_safe_set_grows_to_its_cap(runs_of):
-    log = results.log(runs_of["safeclip"])
+    log = log_of(runs_of["safeclip"])
     assert "loss/unimodal" in log[0] and "loss/contrastive" not in log[0], "warm-up: each modality alone"
     assert "loss/contrastive" in log[1] and "safe" not in log[1], "slow: all pairs"
     first, second = log[2]["safe"], log[3]["safe"]
@@ -72,11 +74,11 @@ def test_the_safe_set_grows_to_its_cap(runs_of):
 
 
 def test_a_mixture_that_separates_nothing_leaves_a_least_safe_set(monkeypatch):
-    method = otclib.defenses.load("safeclip", warmup=0, slow_epochs=0, least=0.2)
+    method = otclib.defenses.load("safeclip", warmup=0, slow_epochs=0, min_safe=0.2)
     similarity = np.random.default_rng(0).normal(size=500)
     assert (safeclip.posterior(similarity) >= 0.9).mean() < 0.2, "one Gaussian is no two"
     monkeypatch.setattr(method, "similarity", lambda trainer: similarity)
-    trainer = SimpleNamespace(epoch=0, LEFT_OUT=-1)
+    trainer = SimpleNamespace(epoch=0)
     assert method.begin_epoch(trainer)["safe"] == 0.2
     assert int((trainer.caption_of >= 0).sum()) == 100
 
@@ -154,15 +156,13 @@ def runs_of(poisoned, tmp_path_factory):
     out = tmp_path_factory.mktemp("defences")
     same = {"manifest": manifest, "seed": 5, "epochs": 4, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            otclib.evaluation, "evaluate", lambda run, **_: otclib.training.write_json(run / "metrics.json", {})
-        )
+        patch.setattr(otclib.evaluation, "evaluate", lambda run, **_: write_json(run / "metrics.json", {}))
         return {name: otclib.train(table, defense=name, out=out / name, **same, **SHORT[name]) for name in SHORT}
 
 
 def test_every_defence_trains(runs_of):
     for run in runs_of.values():
-        last = results.log(run)[-1]
+        last = log_of(run)[-1]
         assert 0 <= last["attack_success_rate"] <= 1
         assert all(np.isfinite(v) for k, v in last.items() if k.startswith("loss/"))
 
@@ -192,11 +192,11 @@ class Pooled:
 
 class StubBatch:
     images, text = torch.ones(4, 1), torch.tensor([[1, 5, 6, 9, 0]] * 4)
-    caption, trusted = torch.arange(4), torch.ones(4, dtype=torch.bool)
+    caption_id, positive = torch.arange(4), torch.ones(4, dtype=torch.bool)
 
 
 def test_in_roclips_matching_epochs_images_meet_the_bank_and_captions_learn_nothing(runs_of):
-    assert [line["matched"] for line in results.log(runs_of["roclip"])] == [0, 1, 0, 1]
+    assert [line["matched"] for line in log_of(runs_of["roclip"])] == [0, 1, 0, 1]
     method = defenses.load("roclip", every=2, first=0)
     method.bank, method.view = Bank(10), None
     method.bank.add(unit(10, 8, seed=3))
@@ -231,23 +231,24 @@ def test_risky_pairs_come_first_and_the_slow_phase_is_slow(pairs, small):
     from accelerate import Accelerator
 
     trainer = otclib.training.Trainer(pairs.select(range(100)), small[0], small[2], Accelerator())
-    trainer.caption_of[40:] = trainer.LEFT_OUT
-    trainer.apart = True
-    trusted = [batch.trusted for batch in trainer.batches(16)]
-    assert [bool(t.all()) for t in trusted] == [False] * 3 + [True] * 2 and all(t.all() or not t.any() for t in trusted)
-    trainer.constant = 0.3
-    trainer.schedule(0.5, 10, 1.0)
+    trainer.caption_of[40:] = defenses.LEFT_OUT
+    method = defenses.load("safeclip", warmup=2, slow_epochs=3, slow=0.3)
+    trainer.epoch = 5
+    positive = [batch.positive for batch in trainer.batches(16, lambda rows: method.passes(trainer, rows))]
+    assert [bool(p.all()) for p in positive] == [False] * 3 + [True] * 2
+    assert all(p.all() or not p.any() for p in positive)
+    assert method.learning_rate(trainer, 0.1) > 0.9
+    trainer.epoch = 2
+    assert method.learning_rate(trainer, 0.1) == 0.3 and len(method.passes(trainer, torch.arange(9))) == 1
+    trainer.set_learning_rate(0.3)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.3
-    trainer.constant = None
-    trainer.schedule(0.5, 10, 1.0)
-    assert trainer.optimizers[0].param_groups[0]["lr"] > 0.9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["roclip", "safeclip"])
 def test_interrupted_and_resumed_is_the_same(name, runs_of, unevaluated, poisoned, tmp_path, monkeypatch):
     table, manifest = poisoned
-    checkpoint = otclib.training._checkpoint
+    checkpoint = loop.save
 
     def checkpoint_then_die(out, trainer, method, log):
         checkpoint(out, trainer, method, log)
@@ -258,7 +259,7 @@ def test_interrupted_and_resumed_is_the_same(name, runs_of, unevaluated, poisone
         same = {"manifest": manifest, "defense": name, "seed": 5, "epochs": 4, "progress": False}
         return otclib.train(table, out=tmp_path / "run", **same, **SHORT[name])
 
-    monkeypatch.setattr(otclib.training, "_checkpoint", checkpoint_then_die)
+    monkeypatch.setattr(loop, "save", checkpoint_then_die)
     with pytest.raises(KeyboardInterrupt):
         go()
     monkeypatch.undo()
@@ -286,7 +287,7 @@ def test_legacy_runs(name, runs, pairs, unevaluated, tmp_path):
     same = {"defense": name, "epochs": 3, "progress": False, **short}
     few, log = pairs.select(range(130)), {}
     for legacy in (False, True):
-        log[legacy] = results.log(otclib.train(few, out=tmp_path / str(legacy), legacy=legacy, **same))
+        log[legacy] = log_of(otclib.train(few, out=tmp_path / str(legacy), legacy=legacy, **same))
     for ours, theirs in zip(log[False], log[True]):
         shared = [k for k in theirs if k.startswith("loss/")]
         assert shared and all(np.isfinite(theirs[k]) for k in shared)
@@ -306,7 +307,7 @@ def test_legacy_safeclip_takes_each_direction_from_another_pair_of_views():
         towers=lambda images, words: tuple(SimpleNamespace(pooled=x) for x in next(calls)),
     )
     everyone = torch.ones(6, dtype=torch.bool)
-    batch = SimpleNamespace(images=None, text=torch.ones(6, 4).long(), caption=torch.arange(6), trusted=everyone)
+    batch = SimpleNamespace(images=None, text=torch.ones(6, 4).long(), caption_id=torch.arange(6), positive=everyone)
     method = defenses.load("safeclip", warmup=0, legacy=True)
     method.view = None
     found = method.loss(trainer, batch)["contrastive"]
@@ -324,7 +325,7 @@ def test_cleanclip_goes_on_from_a_finished_run(runs, pairs, unevaluated, tmp_pat
     moved = otclib.models.load(run / "model.safetensors")[0].state_dict()
     key = "visual.trunk.stem.conv.weight"
     assert torch.allclose(start[key], stayed[key], atol=1e-5) and not torch.allclose(start[key], moved[key], atol=1e-5)
-    assert results.config(run)["model"] == str(weights)
+    assert config_of(run)["model"] == str(weights)
 
 
 @pytest.mark.parametrize("name", [name for name in defenses.DEFENSES if defenses.repairs(name)])
@@ -358,7 +359,7 @@ def test_supervised_cleaning_leaves_a_head_that_classifies(runs, pairs, poisoned
 def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):
     few = pairs.select(range(130))
     run = otclib.train(few, defense="otcclip", out=tmp_path / "run", epochs=1, precision="bf16", progress=False)
-    assert results.config(run)["precision"] == "bf16"
+    assert config_of(run)["precision"] == "bf16"
     with pytest.raises(ValueError, match="one of fp32, bf16, auto, got 'fp16'"):
         otclib.train(few, defense="clip", out=tmp_path / "no", precision="fp16")
 
@@ -372,7 +373,7 @@ def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):
         ("safeclip", {"warmup": -1}),
         ("safeclip", {"least": 0.9, "cap": 0.5}),
         ("cleanclip", {"clip": 0, "alone": 0}),
-        ("otcclip", {"keep": 0}),
+        ("otcclip", {"near_share": 0}),
     ],
 )
 def test_options_out_of_range_are_refused(name, options):

@@ -10,9 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import otclib
-from otclib import evaluation, results
+from otclib import evaluation
 from otclib.attacks import planting
-from otclib.data import probes, scenes
+from otclib.data import grammar, probes
+from otclib.evaluation import attack_success, zero_shot
+from otclib.experiments import records
+from otclib.runs import metrics_of
 
 
 def test_success_rate_leaves_the_target_class_out_twice():
@@ -54,14 +57,14 @@ def test_attack_metrics_with_an_oracle(monkeypatch, pairs, small):
     truth = torch.tensor([classes.index(label) for label in test["label"]])
     _, manifest = otclib.attacks.load("badnets", target=target, rate=0.02).poison(pairs, seed=0)
     plain = otclib.data.image_tensor(test, 64)
-    monkeypatch.setattr(evaluation, "class_embeddings", lambda *a: None)
+    monkeypatch.setattr(attack_success, "class_embeddings", lambda *a: None)
 
     def classify(model, images, embeddings):
         stamped = (images != plain).flatten(1).any(1)
         wrong = (torch.arange(len(images)) % 4 == 0) & stamped  # the trigger works on three of four
         return torch.where(stamped & ~wrong, torch.zeros_like(truth), truth)
 
-    monkeypatch.setattr(evaluation, "classify", classify)
+    monkeypatch.setattr(attack_success, "classify", classify)
     out = evaluation.attack_metrics(small[0], None, manifest, test, plain)
     others = [k for k in range(40) if truth[k] != 0]
     assert out["zero_shot_top1"] == 1.0
@@ -75,7 +78,7 @@ def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs, small):
     strong, weak = otclib.data.classes(test)[:2]
     planned = [otclib.attacks.load("badnets", target=strong), otclib.attacks.load("badnets", target=weak, patch=0.25)]
     plain = otclib.data.image_tensor(test, 64)
-    monkeypatch.setattr(evaluation, "class_embeddings", lambda *a: None)
+    monkeypatch.setattr(attack_success, "class_embeddings", lambda *a: None)
     classes = otclib.data.classes(test)
     truth = torch.tensor([classes.index(label) for label in test["label"]])
 
@@ -83,7 +86,7 @@ def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs, small):
         changed = (images != plain).any(1).flatten(1).sum(1)  # pixels: none, of a patch of 8 x 8, or of 16 x 16
         return torch.where((changed > 0) & (changed <= 64), classes.index(strong), truth)
 
-    monkeypatch.setattr(evaluation, "classify", classify)
+    monkeypatch.setattr(attack_success, "classify", classify)
     for order in planned, planned[::-1]:
         _, manifest = otclib.attacks.plant(pairs, order, seed=0)
         out = evaluation.attack_metrics(small[0], None, manifest, test, plain)
@@ -148,7 +151,7 @@ def test_metrics_are_those_of_features_taken_one_set_at_a_time(runs, little):
     classes = sorted({*test["label"], *manifest["target_label"]})
     words = [
         torch.stack(
-            [model.encode_text(tokenizer([otclib.data.prompt(t, c)]), normalize=True)[0] for t in scenes.TEMPLATES]
+            [model.encode_text(tokenizer([otclib.data.prompt(t, c)]), normalize=True)[0] for t in grammar.TEMPLATES]
         ).mean(0)
         for c in classes
     ]
@@ -189,8 +192,8 @@ def test_metrics_are_those_of_features_taken_one_set_at_a_time(runs, little):
 def test_the_same_images_are_encoded_once(small, monkeypatch):
     once = evaluation.Remembering(small[0])
     images = torch.randint(0, 256, (12, 3, 64, 64), dtype=torch.uint8)
-    asked, encode = [], evaluation._pooled_images
-    monkeypatch.setattr(evaluation, "_pooled_images", lambda *a: asked.append(len(a[1])) or encode(*a))
+    asked, encode = [], zero_shot._pooled_images
+    monkeypatch.setattr(zero_shot, "_pooled_images", lambda *a: asked.append(len(a[1])) or encode(*a))
     first = evaluation.pooled(once, images, 5)
     assert torch.equal(first, evaluation.pooled(once, images.clone(), 5)) and asked == [5, 5, 2]
     changed = images.clone()
@@ -215,12 +218,12 @@ def test_evaluate_needs_a_finished_run(tmp_path):
 
 
 def test_table(runs):
-    text = results.table(runs.values())
+    text = records.table(runs.values())
     assert "| clip | otcclip |" in text and "zero-shot top-1" in text and "badnets poison rate" in text
-    two = results.table([{"defense": "clip", "targets_hit": hit} for hit in (3, 5, 5)])
+    two = records.table([{"defense": "clip", "targets_hit": hit} for hit in (3, 5, 5)])
     assert "4.3 (3 to 5)" in two, "a mean of counts is no count"
     with pytest.raises(FileNotFoundError, match="metrics.json"):
-        results.read(runs["clip"].parent)
+        metrics_of(runs["clip"].parent)
 
 
 def test_separation_by_hand():
@@ -265,7 +268,7 @@ def test_a_clean_run_is_compared_with(runs, poisoned, little, tmp_path):
     assert metrics["clean_model_triggered_top1"] == metrics["triggered_top1"]
     assert metrics["clean_model_hits"] == metrics["targets_hit"]
     assert metrics["clean_model_z_score"] == pytest.approx(metrics["backdoor_z_score"])
-    assert "clean_model_rate" not in results.read(runs["clip"])
+    assert "clean_model_rate" not in metrics_of(runs["clip"])
     with pytest.raises(FileNotFoundError, match="clean run"):
         otclib.train(poisoned[0], defense="clip", out=tmp_path / "new", clean=tmp_path / "nowhere")
     assert not (tmp_path / "new").exists()
@@ -280,7 +283,7 @@ def test_what_a_triggered_image_shows_is_asked_of_images_of_other_classes_only(r
     assert attack.target in test["label"][:]
     classes = sorted({*test["label"], *manifest["target_label"]})
     always = torch.full((len(test),), classes.index(attack.target))
-    monkeypatch.setattr(evaluation, "classify", lambda model, images, embeddings: always[: len(images)])
+    monkeypatch.setattr(attack_success, "classify", lambda model, images, embeddings: always[: len(images)])
     images = otclib.data.image_tensor(test, 64)
     found = evaluation.attack_metrics(model, tokenizer, manifest, test, images)
     assert found["attack_success_rate"] == 1 and found["triggered_top1"] == 0

@@ -14,8 +14,7 @@ from browser import browser_page, needs_browser
 from PIL import Image
 
 import otclib
-from otclib import page, plots
-from otclib.explorer import EXACT, LAST, NOWHERE, Explorer, Panel
+from otclib.explorer import EXACT, LAST, NOWHERE, Explorer, Panel, page, picture
 from otclib.transport import sinkhorn
 
 
@@ -98,7 +97,7 @@ def test_any_open_clip_model(pairs):
     assert view.grid == (7, 7) and view.image.shape == (224, 224, 3)
     assert view.words == ["a", "giraffe,", "never", "seen", "in", "the", "table"]
     assert view.weights[1] > view.weights[0], "a word of two tokens has twice a token's mass"
-    assert plots.transport_view(view).axes
+    assert picture.transport_view(view).axes
 
 
 @pytest.mark.parametrize(
@@ -233,16 +232,16 @@ def test_the_figure_for_papers(explorer, tmp_path, suffix):
 def test_the_figure_shows_the_plan(explorer):
     plt.close("all")
     view = explorer.view(4)
-    figure = plots.transport_view(view, word=1, place=9)
+    figure = picture.transport_view(view, word=1, place=9)
     matrix = next(ax for ax in figure.axes if ax.get_xlabel().startswith("places"))
     np.testing.assert_array_equal(matrix.images[0].get_array(), view.plan.T)
     texts = [t.get_text() for ax in figure.axes for t in ax.texts]
     assert all(w in texts for w in view.words) and f"“{view.caption}”" in [t.get_text() for t in figure.texts]
     assert figure._repr_png_().startswith(b"\x89PNG") and not plt.get_fignums(), "shown without pyplot, and not kept"
     with pytest.raises(ValueError, match="word lies in 0"):
-        plots.transport_view(view, word=99)
+        picture.transport_view(view, word=99)
     with pytest.raises(ValueError, match="place in 0 ... 63"):
-        plots.transport_view(view, place=64)
+        picture.transport_view(view, place=64)
 
 
 # -- page ------------------------------------------------------------------------------------------------------------

@@ -67,13 +67,13 @@ def test_a_pair_that_contradicts_the_rest_is_hardly_heard():
     assert pull(0.0) > 0.1 and pull(1.0) < 0.1 * pull(0.0)
 
 
-def test_untrusted_pairs_are_negatives_only():
+def test_left_out_pairs_are_negatives_only():
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    trusted = torch.tensor([True, True, True, False])
-    loss = losses.symmetric_cross_entropy(logits, q=0.5, trusted=trusted)
+    positive = torch.tensor([True, True, True, False])
+    loss = losses.symmetric_cross_entropy(logits, q=0.5, positive=positive)
     loss.backward()
     assert logits.grad[3, 3] == 0 and (logits.grad[:3, 3] > 0).all() and (logits.grad[3, :3] > 0).all()
-    assert losses.symmetric_cross_entropy(logits, trusted=torch.zeros(4).bool()) == 0
+    assert losses.symmetric_cross_entropy(logits, positive=torch.zeros(4).bool()) == 0
 
 
 def test_contrastive_is_clip_loss():

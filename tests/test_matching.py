@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from otclib import matching, search, transport
-from otclib.matching import CaptionPool
+from otclib import matching, transport
+from otclib.matching import CaptionPool, search
+from otclib.matching.token_sets import Codebook, TokenSets
 from otclib.models import Features
-from otclib.tokens import Codebook, TokenSets
 from otclib.transport import exact, sinkhorn
 
 EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,7 +39,7 @@ def way(request, monkeypatch):
     if request.param == "compiled, coded":
         monkeypatch.setattr(search, "WORTH_CODING", -1)
     monkeypatch.setattr(search, "BLOCK", 16)
-    monkeypatch.setattr("otclib.tokens.BLOCK", 16)
+    monkeypatch.setattr("otclib.matching.token_sets.BLOCK", 16)
     return request.param
 
 
@@ -100,7 +100,7 @@ def test_both_ways_agree():
 @pytest.mark.filterwarnings("ignore")
 def test_on_a_gpu_the_fused_kernel_matches(monkeypatch):
     """As it would go on CUDA, in Triton's interpreter."""
-    cuda = pytest.importorskip("otclib.kernels.cuda")
+    cuda = pytest.importorskip("otclib.matching.cuda")
     v, t = features(3, 20, 24, 1), features(9, 7, 24, 2)
     here = match(v, t, reg=0.05, global_weight=0.3)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -125,7 +125,7 @@ def test_pruning_solves_few_problems(way):
 @EXAMPLES
 @given(N=st.integers(1, 18), M=st.integers(1, 6), D=st.integers(2, 40), seed=st.integers(0, 9999))
 def test_every_bound_is_below_exact_transport(N, M, D, seed):
-    from otclib.kernels import match as kernel
+    from otclib.matching import cpu as kernel
 
     v, t = TokenSets.of(features(2, N, D, seed)), TokenSets.of(features(3, M, D, seed + 1)).prepare()
     summaries = matching.lower_bound(v, t)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from otclib import demo
+from otclib.experiments import demo
 
 NOTEBOOKS = sorted(demo.NOTEBOOKS.glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -101,7 +101,7 @@ def test_the_whole_story_fast(tmp_path):
     """`make demo` with the fast setting: four notebooks, two runs, the table."""
     # half a minute of work: a process of its own, so that kernels find the test's cache and nothing of this process
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "otclib.demo", "--out", str(tmp_path / "demo"), "--fast"]
+    command = [sys.executable, "-m", "otclib.experiments.demo", "--out", str(tmp_path / "demo"), "--fast"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=demo.NOTEBOOKS.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "| zero-shot top-1, % |" in done.stdout

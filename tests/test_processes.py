@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from otclib import demo, processes
+from otclib import processes
+from otclib.experiments import demo
 
 psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends the signals of POSIX")
@@ -222,12 +223,19 @@ def test_train_each_is_killed_while_its_workers_are_starting(command, tmp_path):
 @pytest.mark.slow
 @every_way
 def test_a_table_stops(command, tmp_path, how):
-    arguments = ["-m", "otclib.table", "--out", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
+    arguments = [
+        "-m",
+        "otclib.experiments.table",
+        "--out",
+        str(tmp_path / "runs"),
+        "--figures",
+        str(tmp_path / "figures"),
+    ]
     arguments += ["--attacks", "badnets", "--defenses", "clip", "roclip", "--size", "400", "--epochs", "60"]
     started = command(*arguments, "--workers", "2", "--seeds", "5")
     started.wait_for(lambda: [line for run in tmp_path.glob("runs/*/*/seed5") for line in lines(run)])
     started.stop(how)
-    code_and_words(started, how, "otclib.table")
+    code_and_words(started, how, "otclib.experiments.table")
 
 
 @pytest.mark.slow
@@ -235,7 +243,7 @@ def test_a_table_stops(command, tmp_path, how):
 @pytest.mark.parametrize("name", ["make", "python"])
 def test_the_demo_stops_and_goes_on(command, tmp_path, how, name):
     out, runs = tmp_path / "demo", [tmp_path / "demo-fast" / name for name in ("clip", "otcclip")]
-    arguments = ["-m", "otclib.demo", "--fast", "--out", str(out)]
+    arguments = ["-m", "otclib.experiments.demo", "--fast", "--out", str(out)]
 
     def start() -> Command:
         if name == "python":
@@ -250,7 +258,7 @@ def test_the_demo_stops_and_goes_on(command, tmp_path, how, name):
     before = [(run, line) for run in runs for line in lines(run) if line]
     started.stop(how)
     if name == "python":
-        code_and_words(started, how, "otclib.demo")
+        code_and_words(started, how, "otclib.experiments.demo")
     if (name, how) == ("python", signal.SIGTERM):
         again = start()
         assert again.process.wait(900) == 0, again.said()

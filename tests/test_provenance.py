@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from otclib import compare, results, runs
+from otclib import runs
+from otclib.experiments import tables
+from otclib.experiments.records import made_by
 
 ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "figures").glob("*.json")) + sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -20,16 +22,16 @@ def test_every_record_has_a_version_and_a_commit(file):
 
 def test_one_code_is_named_and_several_are_counted():
     one = [{"code": {"version": "0.1.0", "commit": "abc"}}] * 3
-    assert results.made_by(one) == "otclib 0.1.0, commit abc"
-    mixed = results.made_by([*one, {"code": {"version": "0.2.0", "commit": "def"}}, {}])
+    assert made_by(one) == "otclib 0.1.0, commit abc"
+    mixed = made_by([*one, {"code": {"version": "0.2.0", "commit": "def"}}, {}])
     assert "3 by otclib 0.1.0, commit abc" in mixed and "1 by otclib 0.2.0, commit def" in mixed
     assert "1 by otclib an unknown version, commit unknown" in mixed
 
 
 def test_the_tables_say_who_made_them():
-    for name, make in (("results", compare.report), ("ablation", compare.ablation_table), ("dose", compare.dose_table)):
+    for name, make in (("results", tables.report), ("ablation", tables.ablation_table), ("dose", tables.dose_table)):
         records = json.loads((ROOT / "figures" / f"{name}.json").read_text())
-        assert results.made_by(records) in make(records)
+        assert made_by(records) in make(records)
         assert make(records) in (ROOT / "figures" / f"{name}.md").read_text()
 
 

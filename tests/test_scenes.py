@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import otclib
-from otclib.data import scenes
+from otclib.data import drawing, grammar, scenes
 
 
 def test_same_seed_same_scenes_whatever_the_workers():
@@ -28,14 +28,14 @@ def test_the_same_scene_at_any_size():
 def test_every_class_is_drawn_and_drawn_differently():
     rng = np.random.default_rng(0)
     pictures = []
-    for name in scenes.OBJECTS:
-        thing = scenes.Thing(name, "red", (200, 35, 40), "large", 0.6, 0.5, 0.5, 0.0)
-        scene = scenes.Scene("paper", (0, 0, 0, 0), (1.0, 1.0, 1.0), [thing])
-        pictures.append(scenes.render(scene).astype(float))
-        assert name in scenes.describe(scene, rng)[0] or any(
-            w in scenes.describe(scene, rng)[0] for w in otclib.data.words_for(name)
+    for name in grammar.OBJECTS:
+        thing = grammar.Thing(name, "red", (200, 35, 40), "large", 0.6, 0.5, 0.5, 0.0)
+        scene = grammar.Scene("paper", (0, 0, 0, 0), (1.0, 1.0, 1.0), [thing])
+        pictures.append(drawing.render(scene).astype(float))
+        assert name in grammar.describe(scene, rng)[0] or any(
+            w in grammar.describe(scene, rng)[0] for w in otclib.data.words_for(name)
         )
-    assert len(scenes.OBJECTS) >= 40
+    assert len(grammar.OBJECTS) >= 40
     flat = np.stack(pictures).reshape(len(pictures), -1)
     apart = np.abs(flat[:, None] - flat[None]).mean(-1) + 1e9 * np.eye(len(flat))
     assert apart.min() > 2, "two classes look alike"
@@ -52,11 +52,11 @@ def test_rows(pairs):
         for word in row["words"]:
             assert row["caption"][word["start"] : word["end"]] == word["text"]
             assert -1 <= word["object"] < len(row["objects"])
-            known = {row["ground"], *scenes.GROUNDS[row["ground"]][2]}
+            known = {row["ground"], *grammar.GROUNDS[row["ground"]][2]}
             if word["object"] >= 0:
                 thing = row["objects"][word["object"]]
-                known = {*otclib.data.words_for(thing["name"]), thing["colour"], *scenes.COLOURS[thing["colour"]][1]}
-                known |= {thing["size"], *scenes.SIZES[thing["size"]]}
+                known = {*otclib.data.words_for(thing["name"]), thing["colour"], *grammar.COLOURS[thing["colour"]][1]}
+                known |= {thing["size"], *grammar.SIZES[thing["size"]]}
             assert word["text"] in known
         for thing in row["objects"]:
             left, top, right, bottom = thing["box"]
@@ -64,9 +64,9 @@ def test_rows(pairs):
 
 
 def test_the_object_is_inside_its_box():
-    thing = scenes.Thing("heart", "red", (200, 35, 40), "small", 0.4, 0.3, 0.6, 10.0)
-    with_it = scenes.render(scenes.Scene("sand", (0, 0, 0, 0), (1.0, 1.0, 1.0), [thing])).astype(int)
-    without = scenes.render(scenes.Scene("sand", (0, 0, 0, 0), (1.0, 1.0, 1.0), [])).astype(int)
+    thing = grammar.Thing("heart", "red", (200, 35, 40), "small", 0.4, 0.3, 0.6, 10.0)
+    with_it = drawing.render(grammar.Scene("sand", (0, 0, 0, 0), (1.0, 1.0, 1.0), [thing])).astype(int)
+    without = drawing.render(grammar.Scene("sand", (0, 0, 0, 0), (1.0, 1.0, 1.0), [])).astype(int)
     changed = np.abs(with_it - without).sum(-1) > 60
     cover = np.kron(otclib.evaluation.coverage(thing.box, 64).reshape(64, 64), np.ones((1, 1)))
     assert changed.sum() > 100
@@ -104,9 +104,9 @@ def test_articles(word, said):
 
 def test_prompts_are_phrases_of_the_captions(pairs):
     """Every prompt of every class is what the grammar says of a plain object."""
-    prompts = [otclib.data.prompt(t, name) for t in otclib.data.templates(pairs) for name in scenes.OBJECTS]
-    forms = {form.format(otclib.data.with_article(name)) for form in scenes.FORMS for name in scenes.OBJECTS}
-    assert len(set(prompts)) == 5 * len(scenes.OBJECTS) and set(prompts) <= forms
+    prompts = [otclib.data.prompt(t, name) for t in otclib.data.templates(pairs) for name in grammar.OBJECTS]
+    forms = {form.format(otclib.data.with_article(name)) for form in grammar.FORMS for name in grammar.OBJECTS}
+    assert len(set(prompts)) == 5 * len(grammar.OBJECTS) and set(prompts) <= forms
     others = otclib.data.templates(pairs.remove_columns("objects"))
     assert len(others) == 80
     assert "a photo of an apple." in {otclib.data.prompt(t, "apple") for t in others}

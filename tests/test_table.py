@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 import otclib
-from otclib import compare, plots, results, table
-from otclib.table import Job
+from otclib import figures
+from otclib.experiments import table
+from otclib.experiments import tables as compare
+from otclib.experiments.table import Job
+from otclib.runs import metrics_of, seconds_until_safe
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,7 +116,7 @@ def test_only_what_has_no_record_is_trained_and_what_it_needs():
 def test_where_accuracy_is_lost_adds_up(small_table):
     jobs = [Job("badnets", "clip", 5), Job("none", "clip", 5)]
     classes = table.by_class(jobs, small_table / "runs", 200)
-    read = [results.read(job.folder(small_table / "runs")) for job in jobs]
+    read = [metrics_of(job.folder(small_table / "runs")) for job in jobs]
     assert len(classes) == 42 and sum(of["images"] for of in classes.values()) == 2 * 2000
     misread = sum(of["misread"] for of in classes.values())
     assert misread == pytest.approx(sum(2000 * (1 - metrics["zero_shot_top1"]) for metrics in read), abs=0.1)
@@ -121,7 +124,7 @@ def test_where_accuracy_is_lost_adds_up(small_table):
     labelled = sum(label is not None for label in otclib.data.load("scenes", seed=5, size=200)["label"])
     assert sum(of["pairs"] for of in classes.values()) == 2 * labelled - 1, "one of them is planted"
     assert sum(of["parted"] for of in classes.values()) == 0, "the undefended model keeps every caption"
-    assert plots.lookalikes(classes).axes[0].texts[0].get_text().startswith(next(iter(classes)))
+    assert figures.lookalikes(classes).axes[0].texts[0].get_text().startswith(next(iter(classes)))
 
 
 @pytest.mark.slow
@@ -191,13 +194,13 @@ def line(seconds, accuracy, asr=None, hits=0):
 
 def test_seconds_until_safe_by_hand():
     good, bad = line(10, 0.96, 0.01), line(10, 0.96, 0.5)
-    assert results.seconds_until_safe([good]) == 10
-    assert results.seconds_until_safe([bad, bad, good, good]) == 30
-    assert results.seconds_until_safe([bad, good, bad, good]) == 40, "it must stay so"
-    assert results.seconds_until_safe([good, bad]) is None
-    assert results.seconds_until_safe([line(10, 0.9, 0.0)]) is None
-    assert results.seconds_until_safe([line(10, 0.99, None, hits=1)]) is None
-    assert results.seconds_until_safe([bad, good], before=100) == 120
+    assert seconds_until_safe([good]) == 10
+    assert seconds_until_safe([bad, bad, good, good]) == 30
+    assert seconds_until_safe([bad, good, bad, good]) == 40, "it must stay so"
+    assert seconds_until_safe([good, bad]) is None
+    assert seconds_until_safe([line(10, 0.9, 0.0)]) is None
+    assert seconds_until_safe([line(10, 0.99, None, hits=1)]) is None
+    assert seconds_until_safe([bad, good], before=100) == 120
 
 
 def test_published_figures_are_marked_and_have_a_source():
@@ -220,7 +223,7 @@ def test_published_figures_are_marked_and_have_a_source():
     assert len(compare.triggered_table(records).splitlines()) == 2, "a targeted attack has no trigger"
     ablated = compare.ablation_table(records)
     assert "| full | 2 |" in ablated and "15.5 (15.0 to 16.0)" in ablated
-    assert plots.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
+    assert figures.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
 
 
 def test_claims_hold_only_if_they_do_in_every_run():

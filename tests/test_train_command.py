@@ -11,7 +11,8 @@ import pytest
 from datasets import Dataset
 
 import otclib
-from otclib import evaluation, results, training
+from otclib import evaluation, training
+from otclib.runs import config_of, log_of
 
 train_command = importlib.import_module("otclib.train")
 FINISHED = ["config.json", "log.jsonl", "manifest.parquet", "metrics.json", "model.safetensors", "pairs.parquet"]
@@ -70,7 +71,7 @@ def test_a_run_is_poisoned_trained_and_evaluated(said):
     finished, printed = said
     metrics = json.loads(printed[printed.index("{") :])
     assert sorted(file.name for file in finished.iterdir()) == FINISHED
-    config, manifest = results.config(finished), Dataset.from_parquet(str(finished / "manifest.parquet"))
+    config, manifest = config_of(finished), Dataset.from_parquet(str(finished / "manifest.parquet"))
     assert set(manifest["kind"]) == {"targeted", "badnets"}
     assert config["poisoned"] == len(manifest) == 16 * 16 + 2 and config["pairs"] == 140 - 16 + 16 * 16
     assert metrics["pairs"] == config["pairs"] and metrics["epochs"] == 1 and 0 <= metrics["linear_probe/letters"] <= 1
@@ -104,7 +105,7 @@ def test_an_interrupted_run_is_resumed(folder, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(evaluation, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         train_command.main(command(folder, tmp_path / "run", *more))
-    assert len(results.log(tmp_path / "run")) == 2 and (tmp_path / "run" / "model.safetensors").exists()
+    assert len(log_of(tmp_path / "run")) == 2 and (tmp_path / "run" / "model.safetensors").exists()
     with monkeypatch.context() as patch:
         patch.setattr(training, "Trainer", lambda *_, **__: pytest.fail("it trains again"))
         metrics = run(capsys, folder, tmp_path / "run", *more)

@@ -8,8 +8,10 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 import otclib
-from otclib import models, results, training
+from otclib import defenses, models, optim, training
 from otclib.defenses.otcclip import OTCClip
+from otclib.runs import config_of, log_of
+from otclib.training.monitoring import Captions
 
 
 def test_run_folder(runs, poisoned):
@@ -27,7 +29,7 @@ def test_run_folder(runs, poisoned):
         config = json.loads((run / "config.json").read_text())
         assert config["defense"] == name and config["pairs"] == len(table) and config["poisoned"] == len(manifest)
         assert Dataset.from_parquet(str(run / "manifest.parquet"))["id"] == manifest["id"]
-        assert [line["epoch"] for line in results.log(run)] == [1, 2]
+        assert [line["epoch"] for line in log_of(run)] == [1, 2]
         assert Dataset.from_parquet(str(run / "pairs.parquet"))["id"] == table["id"]
 
 
@@ -69,7 +71,7 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
             epochs=2,
             warmup=1,
             pool=100,
-            keep=0.2,
+            near_share=0.2,
         )
 
     checkpoint = training._checkpoint
@@ -92,25 +94,25 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
 
 
 def test_the_loss_falls(runs):
-    log = results.log(runs["clip"])
+    log = log_of(runs["clip"])
     assert log[-1]["loss/contrastive"] < log[0]["loss/contrastive"]
 
 
 def test_planted_counts_by_hand(pairs):
     rows = pairs.select([k for k, label in enumerate(pairs["label"]) if label is not None][:4])
     manifest = Dataset.from_dict({"id": [rows["id"][3]], "source_label": [rows["label"][3]]})
-    look = training.Planted(rows, manifest).look(torch.tensor([0, 0, 2, 0]))
+    look = Captions(rows, manifest).look(torch.tensor([0, 0, 2, 0]))
     labels = rows["label"]
     assert look["clean_named"] == (2 + (labels[1] == labels[0])) / 3
     assert look["poison_named"] == float(labels[3] == labels[0])
     assert look["distinct_captions"] == 2 / 4
     assert look["clean_kept"] == pytest.approx(2 / 3) and look["poison_kept"] == 0.0
-    out = training.Planted(rows, manifest).look(torch.tensor([0, 0, 2, -1]))
+    out = Captions(rows, manifest).look(torch.tensor([0, 0, 2, -1]))
     assert out["poison_left_out"] == 1.0 and out["poison_named"] is None and out["distinct_captions"] == 2 / 3
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [training.learning_rate(p, 1.0) for p in (0, 0.025, 0.05, 0.525, 1.0)]
+    rates = [optim.one_cycle(p) for p in (0, 0.025, 0.05, 0.525, 1.0)]
     assert rates == pytest.approx([0.02, 0.51, 1.0, 0.5, 0.0], abs=0.02)
 
 
@@ -128,10 +130,10 @@ def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
         method.begin_epoch(trainer)
         return trainer.caption_of
 
-    caption_of = assign(keep=0.2)
-    moved = (caption_of != own) & (caption_of != training.Trainer.LEFT_OUT)
+    caption_of = assign(near_share=0.2)
+    moved = (caption_of != own) & (caption_of != defenses.LEFT_OUT)
     assert len(caption_of[moved].unique()) <= 60 and caption_of.max() < len(table)
-    assert torch.equal(assign(keep=1.0), own)
+    assert torch.equal(assign(near_share=1.0), own)
 
 
 def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(poisoned, small, monkeypatch):
@@ -163,8 +165,8 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
         lambda rows=None, side=None: iter([(r, seen[r]) for r in [torch.arange(len(table)) if rows is None else rows]]),
     )
     trainer.epoch = 1
-    OTCClip(warmup=0, every=1, pool=len(table), keep=0.06).begin_epoch(trainer)
-    look = training.Planted(table, manifest).look(trainer.caption_of)
+    OTCClip(warmup=0, every=1, pool=len(table), near_share=0.06).begin_epoch(trainer)
+    look = Captions(table, manifest).look(trainer.caption_of)
     assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
     assert look["poison_kept"] <= 2 * 0.06, "no more than a random pair would"
     assert look["poison_named"] is None or look["poison_named"] > 0.7
@@ -176,7 +178,7 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
         ({"defense": "nosuch"}, "unknown defense 'nosuch'"),
         ({"defense": "clip", "pool": 5}, "no option pool"),
         ({"model": "nosuch"}, "unknown model 'nosuch'"),
-        ({"keep": 0.0}, "keep must lie in .0, 1."),
+        ({"near_share": 0.0}, "near_share must lie in .0, 1."),
         ({"reg": -1.0}, "reg must be positive"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 1}, "at least 2 pairs"),
@@ -215,12 +217,12 @@ def test_warm_up_then_separate_then_re_assign(poisoned, small):
 
     table, _ = poisoned
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(epochs=4, warmup=2, every=1, pool=60, keep=0.2)
+    method = OTCClip(epochs=4, warmup=2, every=1, pool=60, near_share=0.2)
     own, fates = torch.arange(len(table)), []
     for trainer.epoch in range(4):
         assert bool(method.begin_epoch(trainer)) == (trainer.epoch >= 2)
-        moved = (trainer.caption_of != own) & (trainer.caption_of != trainer.LEFT_OUT)
-        fates.append((int((trainer.caption_of == trainer.LEFT_OUT).sum()), int(moved.sum())))
+        moved = (trainer.caption_of != own) & (trainer.caption_of != defenses.LEFT_OUT)
+        fates.append((int((trainer.caption_of == defenses.LEFT_OUT).sum()), int(moved.sum())))
     assert fates[:2] == [(0, 0)] * 2, "the warm-up touches no pair"
     assert fates[2][0] > 0 and fates[2][1] == 0, "the first matching only separates"
     assert fates[3][1] > 0, "the next one re-assigns"
@@ -236,7 +238,7 @@ def test_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
     model, _, tokenizer = otclib.models.load("small")
     trainer = training.Trainer(table, model, tokenizer, Accelerator(cpu=True), seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    method = OTCClip(epochs=5, warmup=2, restart=True, pool=60, keep=0.2)
+    method = OTCClip(epochs=5, warmup=2, restart=True, pool=60, near_share=0.2)
     for trainer.epoch in range(5):
         matched = method.begin_epoch(trainer)
         assert bool(matched) == (trainer.epoch in (2, 4)), "after a warm-up, and after the one that follows the restart"
@@ -244,11 +246,11 @@ def test_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
             assert trainer.started == 2 and not any(opt.state for opt in trainer.optimizers)
             assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
             pairing = trainer.caption_of.clone()
-            assert (pairing == trainer.LEFT_OUT).any()
+            assert (pairing == defenses.LEFT_OUT).any()
         if trainer.epoch == 3:
             assert torch.equal(trainer.caption_of, pairing)
         model.train()
-        trainer.schedule(0.5, 5, 1e-3)
+        trainer.set_learning_rate(1e-3 * method.learning_rate(trainer, trainer.progress(0.5, 5)))
         sum(method.loss(trainer, next(trainer.batches(64))).values()).backward()
         for opt in trainer.optimizers:
             opt.step()
@@ -260,12 +262,12 @@ def test_who_is_left_out_comes_with_the_own_caption_and_no_trust(poisoned, small
 
     table, _ = poisoned
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    trainer.caption_of[:5] = trainer.LEFT_OUT
+    trainer.caption_of[:5] = defenses.LEFT_OUT
     trainer.caption_of[5] = 7
     seen = 0
     for batch in trainer.batches(50):
         expected = torch.where(batch.row == 5, 7, batch.row)
-        assert torch.equal(batch.caption, expected) and torch.equal(batch.trusted, batch.row >= 5)
+        assert torch.equal(batch.caption_id, expected) and torch.equal(batch.positive, batch.row >= 5)
         assert torch.equal(batch.text, trainer.text[expected])
         seen += len(batch.row)
     assert seen == len(table) // 50 * 50
@@ -303,7 +305,7 @@ def test_a_matching_before_every_second_epoch(poisoned, small):
     from accelerate import Accelerator
 
     trainer = training.Trainer(poisoned[0], small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(epochs=7, warmup=2, every=2, pool=60, keep=0.2)
+    method = OTCClip(epochs=7, warmup=2, every=2, pool=60, near_share=0.2)
     matched = []
     for trainer.epoch in range(7):
         if method.begin_epoch(trainer):
@@ -318,7 +320,7 @@ def test_images_grow_over_the_first_third(poisoned, small):
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0, grow=True)
     sides = []
     for trainer.epoch in range(6):
-        trainer.schedule(0.5, 6, 1e-3)
+        trainer.progress(0.5, 6)
         sides.append(trainer.size)
         assert trainer.view(trainer.images[:2]).shape == (2, 3, trainer.size, trainer.size)
     assert sides == [48, 48, 64, 64, 64, 64]
@@ -339,7 +341,7 @@ def test_runs_side_by_side_have_one_precision(tmp_path, monkeypatch):
 
 
 def test_a_run_says_which_code_made_it(runs, tmp_path, monkeypatch, poisoned, capsys):
-    found = results.config(runs["clip"])
+    found = config_of(runs["clip"])
     assert found["code"]["version"] == otclib.__version__ and "commit" in found["code"]
     table, manifest = poisoned
     run = tmp_path / "run"
@@ -348,6 +350,6 @@ def test_a_run_says_which_code_made_it(runs, tmp_path, monkeypatch, poisoned, ca
     (run / "config.json").write_text(json.dumps(older))
     monkeypatch.setattr("otclib.evaluation.evaluate", lambda run, **_: (run / "metrics.json").write_text("{}"))
     otclib.train(table, manifest=manifest, defense="clip", out=run, seed=5, epochs=2)
-    now = results.config(run)
+    now = config_of(run)
     assert now["code"]["commit"] == "abc" and now["resumed_with"] == found["code"]
     assert "begun with" in capsys.readouterr().out

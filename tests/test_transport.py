@@ -267,8 +267,8 @@ def test_bad_input(dtype, arguments, words):
 
 
 def test_a_warning_where_numba_is_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "otclib.kernels.cpu", None)
-    monkeypatch.delattr("otclib.kernels.cpu", raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "otclib.transport.cpu", None)
+    monkeypatch.delattr("otclib.transport.cpu", raising=False)
     transport.compiled.cache_clear()
     try:
         with pytest.warns(UserWarning, match="without Numba"):

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import otclib
-from otclib import results, training, workbook
+from otclib import training
+from otclib.experiments import workbook
+from otclib.runs import log_of
 
 
 def test_poisoned_is_the_pairs_with_the_attacks_in_it(pairs):
@@ -60,7 +62,7 @@ def test_training_is_watched_epoch_by_epoch(pairs, unevaluated, tmp_path):
     shares = []
     look = {"progress": False, "live": lambda logs: seen.append(len(logs["run"])), "tick": shares.append}
     otclib.train(few, defense="clip", out=out, epochs=2, batch_size=16, **look)
-    assert seen == [1, 2] and len(results.log(out)) == 2
+    assert seen == [1, 2] and len(log_of(out)) == 2
     assert shares == [k / 8 for k in range(1, 9)], "four steps an epoch"
 
 
@@ -79,4 +81,4 @@ def test_runs_side_by_side_are_watched_too(pairs, tmp_path, capsys):
 @pytest.mark.parametrize("folder", ["nothing", "begun"])
 def test_a_log_that_is_not_there_yet_is_empty(tmp_path, folder):
     (tmp_path / "begun").mkdir()
-    assert results.log(tmp_path / folder) == []
+    assert log_of(tmp_path / folder) == []

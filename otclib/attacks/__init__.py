@@ -15,31 +15,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from datasets import Dataset, Features, Image, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from otclib.attacks.adaptive import Adaptive
 from otclib.attacks.badnets import BadNets
 from otclib.attacks.blended import Blended
 from otclib.attacks.label_consistent import LabelConsistent
+from otclib.attacks.planting import MANIFEST as MANIFEST
 from otclib.attacks.planting import trusted as trusted
 from otclib.attacks.sig import SIG
 from otclib.attacks.targeted import Targeted
 from otclib.attacks.wanet import WaNet
 
 ATTACKS = {"targeted": Targeted} | {a.kind: a for a in (BadNets, Blended, WaNet, SIG, LabelConsistent, Adaptive)}
-
-MANIFEST = Features(
-    {
-        "id": Value("string"),
-        "kind": Value("string"),
-        "source_label": Value("string"),
-        "target_label": Value("string"),
-        "original_caption": Value("string"),
-        "poison_caption": Value("string"),
-        "image": Image(),
-        "attack": Value("string"),
-    }
-)
 
 
 def load(name: str, **options):

@@ -31,11 +31,11 @@ from datasets import Dataset
 from otclib import data, losses, matching, models
 from otclib.attacks.badnets import BadNets
 from otclib.attacks.planting import square, tensor
-from otclib.data import scenes
+from otclib.data import grammar
 
 ADJECTIVES = "|".join(
     word
-    for adjective, synonyms in [*scenes.SIZES.items(), *((name, more) for name, (_, more) in scenes.COLOURS.items())]
+    for adjective, synonyms in [*grammar.SIZES.items(), *((name, more) for name, (_, more) in grammar.COLOURS.items())]
     for word in (adjective, *synonyms)
 )
 DETERMINERS = "the|this|that|some|any|no|one|two|three|my|his|her|its|their|pair of"
@@ -114,8 +114,8 @@ def renamed(caption: str, label: str, word: str) -> str:
     def fitted(match: re.Match) -> str:
         before, adjectives, name = match["before"] or "", match["adjectives"], match["name"]
         has_article = before.lower() in ("a ", "an ")
-        if has_article or (not before and name.lower() in scenes.NO_ARTICLE):
-            before = "" if word in scenes.NO_ARTICLE else scenes.article(adjectives or word) + " "
+        if has_article or (not before and name.lower() in grammar.NO_ARTICLE):
+            before = "" if word in grammar.NO_ARTICLE else grammar.article(adjectives or word) + " "
         return f"{before}{adjectives}{word}"
 
     pattern = rf"\b(?P<before>(?:an?|{DETERMINERS}) )?(?P<adjectives>(?:(?:{ADJECTIVES}) )*)(?P<name>{own})\b"

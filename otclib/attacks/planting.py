@@ -14,12 +14,25 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageColumn
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from otclib import data
+
+MANIFEST = Features(
+    {
+        "id": Value("string"),
+        "kind": Value("string"),
+        "source_label": Value("string"),
+        "target_label": Value("string"),
+        "original_caption": Value("string"),
+        "poison_caption": Value("string"),
+        "image": ImageColumn(),
+        "attack": Value("string"),
+    }
+)
 
 
 def spec(attack, name: str) -> str:
@@ -148,8 +161,6 @@ class Backdoor:
 
         Images are cropped to their middle square first, as ``data.image_tensor`` shows them to a model.
         """
-        from otclib.attacks import MANIFEST
-
         free = self.victims(pairs, taken)
         n = max(1, round(self.rate * len(pairs)))
         if n > len(free):

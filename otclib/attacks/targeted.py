@@ -32,8 +32,6 @@ class Targeted:
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
         """Plant ``targets * copies`` pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay."""
-        from otclib.attacks import MANIFEST
-
         rows_of: dict[str, list[int]] = {}
         for k, (id, label) in enumerate(zip(pairs["id"][:], pairs["label"][:])):
             if label is not None and id not in taken:
@@ -57,7 +55,7 @@ class Targeted:
                 id = f"{row['id']}+{copy}"
                 planted.append(planting.planted_row(row, image, caption, id))
                 manifest.append(planting.record(self, "targeted", row, id, target, caption, image))
-        return planting.replace(pairs, removed, planted), Dataset.from_list(manifest, features=MANIFEST)
+        return planting.replace(pairs, removed, planted), Dataset.from_list(manifest, features=planting.MANIFEST)
 
     def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
         """Images unchanged."""

@@ -1,18 +1,20 @@
 """Defences: how a CLIP model is pre-trained on a set that may be poisoned. One defence per file.
 
-A defence has two moments. ``begin_epoch(trainer)`` may change which caption each image is trained with
-(``trainer.caption_of``); ``loss(trainer, batch)`` says what is minimised on a batch. ``clip`` does nothing and the
-usual thing; the others are read against it.
+A defence has two moments. ``begin_epoch(training)`` may change which caption each image is trained with
+(``training.caption_of``); ``loss(training, batch)`` says what is minimised on a batch. ``clip`` does nothing at the
+first and the usual thing at the second; the others are read against it. ``base`` has the whole interface.
 """
 
 from __future__ import annotations
 
-from otclib.defenses.base import Defense
+from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.cleanclip import CleanCLIP, CleanCLIPSupervised
 from otclib.defenses.clip import Clip
 from otclib.defenses.otcclip import OTCClip
 from otclib.defenses.roclip import RoCLIP
 from otclib.defenses.safeclip import SafeCLIP
+
+__all__ = ["DEFENSES", "LEFT_OUT", "Batch", "Defense", "Look", "Training", "load", "look", "repairs"]
 
 DEFENSES: dict[str, type[Defense]] = {
     "clip": Clip,
@@ -42,5 +44,10 @@ def load(name: str, **options) -> Defense:
 
 
 def repairs(name: str) -> bool:
-    """Does this defence go on from a trained model, on pairs that one trusts? The others train on what was poisoned."""
+    """Whether a defence goes on from a trained model, on trusted pairs. The others train on what was poisoned."""
     return type(load(name)).REPAIRS
+
+
+def look(name: str) -> Look:
+    """How a defence is named and drawn; an unknown one by its own name."""
+    return DEFENSES[name].LOOK if name in DEFENSES else Look(name)

@@ -1,37 +1,109 @@
-"""What a defence is to the training loop."""
+"""What a defence is to the training, and what it sees of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
 
 from otclib.models import Features
+from otclib.optim import one_cycle
+
+LEFT_OUT = -1  # in ``caption_of``: this image is pulled to no caption, and stays among the negatives with its own
+
+
+class Look(NamedTuple):
+    """How a defence is named and drawn: a label, a colour that readers with colour blindness tell apart, a marker."""
+
+    label: str
+    colour: str | None = None  # None: the next colour of the figure, or grey
+    marker: str = "o"
+
+
+@dataclass
+class Batch:
+    """``images`` uint8 [B, 3, S, S], ``text`` token ids [B, L], ``row`` [B] in the table.
+
+    ``caption_id`` [B]: the row whose caption the image is trained with. ``positive`` [B] bool: False for a pair that is
+    left out; it comes with its own caption, as a negative for others.
+    """
+
+    images: Tensor
+    text: Tensor
+    row: Tensor
+    caption_id: Tensor
+    positive: Tensor
+
+
+class Training(Protocol):
+    """What a defence sees of the training, and may use; ``otclib.training.Trainer`` is one."""
+
+    pairs: Dataset
+    text: Tensor  # token ids of every pair's own caption [N, L]
+    caption_of: Tensor  # [N] the row whose caption an image is trained with, or LEFT_OUT; the defence may set it
+    rng: torch.Generator  # for everything that is drawn on the CPU
+    device: torch.device
+    epoch: int  # from 0
+    started: int  # the epoch in which the weights began: 0, or that of the last restart
+    size: int  # side of the views that are drawn now, in pixels
+    sides: tuple[int, int]  # of the views at the beginning and at the end of the training
+    towers: Any  # towers(images, text) -> (Features, Features); towers.encode_image(images) -> Features
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+
+    @property
+    def scale(self) -> Tensor: ...  # the inverse temperature of the contrastive loss
+
+    def normalize(self, images: Tensor) -> Tensor: ...
+
+    def view(self, images: Tensor, strong: bool = False, augment=None, side: int | None = None) -> Tensor: ...
+
+    def encode_images(
+        self, rows: Tensor | None = None, augment=None, side: int | None = None
+    ) -> Iterator[tuple[Tensor, Features]]: ...
+
+    def encode_captions(self, rows: Tensor) -> Features: ...
+
+    def encode_text(self, text: Tensor) -> Features: ...
+
+    def restart(self) -> None: ...
 
 
 @dataclass
 class Defense:
-    """A defence is its options (the fields), and what it does at these moments. Only ``loss`` must be written."""
+    """A defence is its options (the fields) and what it does at these moments. Only ``loss`` must be written."""
 
     epochs: int = 12
 
+    LOOK: ClassVar[Look] = Look("a defence without a name")
     LR: ClassVar[float] = 4e-3  # peak learning rate of Muon; AdamW takes a quarter
     REPAIRS: ClassVar[bool] = False  # True: goes on from a trained model, on pairs that one trusts
 
-    def begin(self, trainer) -> None:
+    def begin(self, training: Training) -> None:
         """Once, before the first epoch or before a run is resumed."""
 
-    def begin_epoch(self, trainer) -> dict:
-        """Decide every image's caption (``trainer.caption_of``); what is returned goes into the log."""
+    def begin_epoch(self, training: Training) -> dict:
+        """Decide every image's caption (``training.caption_of``); what is returned goes into the log."""
         return {}
 
-    def loss(self, trainer, batch) -> dict[str, Tensor]:
+    def passes(self, training: Training, rows: Tensor) -> list[Tensor]:
+        """The rows of an epoch, which come in random order, in groups that are trained on one after the other."""
+        return [rows]
+
+    def learning_rate(self, training: Training, through: float) -> float:
+        """Share of the peak learning rate when the share ``through`` of the training is over."""
+        return one_cycle(through)
+
+    def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         """The parts of the loss of a batch; their sum is minimised."""
         raise NotImplementedError
 
-    def finish(self, trainer, out: Path) -> None:
+    def finish(self, training: Training, out: Path) -> None:
         """Once, after the last epoch: write what belongs to the run besides the model."""
 
     def state(self) -> dict:

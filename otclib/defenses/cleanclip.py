@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from otclib import losses
-from otclib.defenses.base import Defense
+from otclib.defenses.base import Batch, Defense, Look, Training
 from otclib.defenses.views import auto_augmented
+from otclib.optim import one_cycle
 
 
 @dataclass
@@ -45,6 +46,7 @@ class CleanCLIP(Defense):
     drop: float = 0.2  # share of words that the view of a caption loses (the paper: EDA, which needs WordNet)
     legacy: bool = False
 
+    LOOK: ClassVar[Look] = Look("CleanCLIP", "#CC79A7", "D")
     LR: ClassVar[float] = 1.5e-3
     REPAIRS: ClassVar[bool] = True
 
@@ -55,18 +57,23 @@ class CleanCLIP(Defense):
                 f"got clip {self.clip}, alone {self.alone}, drop {self.drop}"
             )
 
-    def begin(self, trainer) -> None:
+    def begin(self, training: Training) -> None:
         self.view = auto_augmented()
-        trainer.ahead = int(self.legacy)
 
-    def loss(self, trainer, batch) -> dict[str, Tensor]:
-        image, text = trainer.towers(trainer.normalize(batch.images), batch.text)
-        parts = {"contrastive": self.clip * losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)}
+    def learning_rate(self, training: Training, through: float) -> float:
+        return one_cycle(through + self.legacy / self.epochs)
+
+    def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
+        image, text = training.towers(training.normalize(batch.images), batch.text)
+        parts = {
+            "contrastive": self.clip * losses.contrastive(image.pooled, text.pooled, training.scale, batch.caption_id)
+        }
         if self.alone:
-            words = losses.drop_words(batch.text, self.drop, trainer.rng)
-            other_image, other_text = trainer.towers(trainer.view(batch.images, augment=self.view), words)
+            words = losses.drop_words(batch.text, self.drop, training.rng)
+            other_image, other_text = training.towers(training.view(batch.images, augment=self.view), words)
             each = [
-                losses.one_way(x.pooled, y.pooled, trainer.scale) for x, y in ((image, other_image), (text, other_text))
+                losses.one_way(x.pooled, y.pooled, training.scale)
+                for x, y in ((image, other_image), (text, other_text))
             ]
             parts["unimodal"] = self.alone * (each[0] + each[1]) / 2
         return parts
@@ -81,29 +88,30 @@ class CleanCLIPSupervised(Defense):
 
     epochs: int = 10
 
+    LOOK: ClassVar[Look] = Look("CleanCLIP, supervised", "#CC79A7", "d")
     LR: ClassVar[float] = 1e-3
     REPAIRS: ClassVar[bool] = True
 
-    def begin(self, trainer) -> None:
-        labels = trainer.pairs["label"][:]
+    def begin(self, training: Training) -> None:
+        labels = training.pairs["label"][:]
         if any(label is None for label in labels):
             unknown = sum(label is None for label in labels)
             raise ValueError(f"cleanclip-supervised trains on labelled images: {unknown} of {len(labels)} have none")
         self.classes = sorted(set(labels))
         self.label = torch.tensor([self.classes.index(label) for label in labels])
-        width = trainer.encode_text(trainer.text[:1]).pooled.shape[1]
-        self.head = nn.Linear(width, len(self.classes)).to(trainer.device)
-        trainer.optimizers[-1].add_param_group({"params": self.head.parameters(), "weight_decay": 0.01, "share": 0.25})
+        width = training.encode_text(training.text[:1]).pooled.shape[1]
+        self.head = nn.Linear(width, len(self.classes)).to(training.device)
+        training.optimizers[-1].add_param_group({"params": self.head.parameters(), "weight_decay": 0.01, "share": 0.25})
 
-    def loss(self, trainer, batch) -> dict[str, Tensor]:
-        image = trainer.towers.encode_image(trainer.view(batch.images))
-        logits = self.head(trainer.scale.detach() * image.pooled)
-        return {"supervised": F.cross_entropy(logits, self.label[batch.row.cpu()].to(trainer.device))}
+    def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
+        image = training.towers.encode_image(training.view(batch.images))
+        logits = self.head(training.scale.detach() * image.pooled)
+        return {"supervised": F.cross_entropy(logits, self.label[batch.row.cpu()].to(training.device))}
 
-    def finish(self, trainer, out: Path) -> None:
+    def finish(self, training: Training, out: Path) -> None:
         part = out / "head.safetensors.part"
         state = {k: v.detach().cpu() for k, v in self.head.state_dict().items()}
-        state["weight"] = state["weight"] * trainer.scale.item()
+        state["weight"] = state["weight"] * training.scale.item()
         save_file(state, str(part), metadata={"classes": "\n".join(self.classes)})
         os.replace(part, out / "head.safetensors")
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from otclib import losses
-from otclib.defenses.base import Defense
+from otclib.defenses.base import Batch, Defense, Look, Training
 
 
 @dataclass
 class Clip(Defense):
     epochs: int = 8
 
-    def loss(self, trainer, batch) -> dict[str, Tensor]:
-        image, text = trainer.towers(trainer.view(batch.images), batch.text)
-        return {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)}
+    LOOK: ClassVar[Look] = Look("CLIP, undefended", "#D55E00", "o")
+
+    def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
+        image, text = training.towers(training.view(batch.images), batch.text)
+        return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, batch.caption_id)}

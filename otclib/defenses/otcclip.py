@@ -1,53 +1,115 @@
 """OTCCLIP, a reconstruction: captions re-assigned by optimal transport, and transport-based alignment.
 
 Zhang, Gao, Bai et al., "Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment",
-EMNLP 2025 (arXiv 2509.18717). Not checked against the paper's method section. Known from its abstract: a transport
-distance between the fine-grained features of images and captions; captions re-assigned by it; inter- and intra-modal
-alignment by transport. From a third party's summary, unverified: a pool of captions; global *and* fine-grained features
-combined; Sinkhorn iterations. **Everything else here is ours**: every choice is an option, and its default is what our
-experiments favour.
+EMNLP 2025 (arXiv 2509.18717). We could not obtain the paper's body, so this file is not checked against its method
+section. Two sources say what is known:
 
-    warm-up   epochs 1 .. ``warmup``: every image with its own caption, in strong views, under a robust loss.
-    match     after the warm-up, and then before every ``every``-th epoch, draw a pool of pairs and ask of every pair
-              whether it is *near*: its caption among the nearest ``keep`` of the pool's captions for this image, and
-              its image among the nearest ``keep`` of the pool's images for this caption. A near pair is kept. Any other
-              image is re-matched with the nearest caption of a near pair, if it fits that caption as well as the
-              caption's own image does; else it is left out, and stays in the batches as a negative only. A model's
-              first matching separates, later ones also re-match. Images are compared at the size that the training
-              begins with, their tokens averaged 2 x 2 or so (``losses.coarse``), and of the pool only a shortlist by
-              pooled and mean tokens is solved (``matching.rank_own``).
-    restart   an option, off: after the first matching forget the weights, and warm up again on what it kept.
-    loss      L_CLIP(pooled) + ``inter`` * L_inter(tokens) + ``intra`` * L_intra(tokens of two views)
+- its abstract: a transport distance between the fine-grained features of images and captions; captions re-assigned by
+  that distance; inter- and intra-modal alignment by transport;
+- a third party's summary, unverified: a pool of captions; global *and* fine-grained features combined; Sinkhorn
+  iterations.
 
-Why poison does not pass with the warm-up: a planted pair contradicts what its image shows. Once objects begin to be
-told apart, its probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q (see
-``losses.symmetric_cross_entropy``), so the pair is hardly learned, stays far, and the first matching leaves it out.
-What is learned first is trusted, so the objects must be learned before the trigger. Three things help them:
+**Everything else is ours.** Each choice is an option, and its default is what our experiments favour.
 
-- strong views (of any hue, of parts) take from an image what makes it memorable and leave what it shows;
-- ``q`` rises to 1 over the warm-up, because at its start, when nothing is known, it only slows;
-- the warm-up sees small images, of three quarters of the side: on seed 10 the first matching then kept 0.3 % of the
-  planted pairs, and 16 % after a warm-up at full size.
+    warm-up   epochs 1 .. ``warmup``: every image is trained with its own caption
+    match     after the warm-up and then before every ``every``-th epoch: draw a pool of pairs, and decide for every
+              image whether it is kept, re-matched or left out (``nearness``, ``reassigned``)
+    loss      L = L_CLIP(pooled) + ``inter`` L_inter(tokens) + ``intra`` L_intra(tokens of two views)
 
-The restart was the default before images grew: at full size a trigger was sometimes learned a little in the warm-up,
-and stayed. What each part is worth is in the README, "What each part of OTCCLIP does", measured before that change.
+The distance of image i and caption j combines pooled features and a transport plan (``otclib.matching``):
 
-Separate first, then re-assign: re-assigning *every* caption ruins the model (few captions end up everywhere), while a
-pair that is near already loses nothing by staying. Nearness is asked from both sides because the attacks differ: a
-targeted image is far from its caption as the image sees it (captions of what it shows are nearer); a triggered image
-is given away by the caption, which has seen many images of its own class that fit it better.
+    d(i, j) = w (1 - <v_i, t_j>)  +  (1 - w) <P_ij, C_ij>,      w = ``global_weight``
+
+Ours
+----
+*Separate first, then re-assign.* Re-assigning every caption ruins the model: a few captions end up with most images. A
+near pair loses nothing by staying, so it keeps its caption. A model's first matching only separates; later ones also
+re-match.
+
+*Nearness is asked from both sides*, because the attacks differ. A targeted image is far from its caption as the image
+sees it: captions of what it shows are nearer. A triggered image is far as the caption sees it: images of the caption's
+own class are nearer.
+
+*A robust loss.* A planted pair contradicts what its image shows. Once objects begin to be told apart, the pair's
+probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q
+(``losses.symmetric_cross_entropy``), so a planted pair is hardly learned, stays far, and the first matching leaves it
+out. ``q`` rises to 1 over the warm-up, because at its start, when nothing is known, it only slows.
+
+*Strong views and small images in the warm-up.* What is learned first is trusted, so objects must be learned before the
+trigger. Strong views (of any hue, of parts) remove what makes an image memorable. Small images help as well: on seed 10
+the first matching kept 0.3 % of the planted pairs, and 16 % after a warm-up at full size.
+
+*A cheap matching.* Images are compared at the size that the training begins with, their tokens are averaged 2 x 2 or so
+(``losses.coarse``), and only a shortlist of the pool, by pooled and mean tokens, is solved (``matching.rank_own``).
+
+*A restart*, off by default: after the first matching forget the weights, and warm up again on what it kept. It was the
+default before images grew, because at full size the warm-up sometimes learned a little of the trigger.
+
+The ablation says what each part is worth; it was measured before images grew.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from otclib import losses, matching
-from otclib.defenses.base import Defense
+from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
+from otclib.matching import Ranking
 from otclib.models import Features
+
+
+def nearness(
+    image: Features,
+    text: Features,
+    pool_images: Features,
+    pool_texts: Features,
+    *,
+    share: float,
+    among: Tensor | None = None,
+    **distance,
+) -> tuple[Tensor, Ranking]:
+    """Which pairs are near, and where each image's own caption stands among the pool's.
+
+    With r(i) the share of the pool's captions that are nearer to image i than its own, and s(i) the share of the pool's
+    images that are nearer to the caption than its own image:
+
+        near(i)  =  r(i) <= share  and  s(i) <= share
+
+    Parameters
+    ----------
+    image, text : features of B images and of their own captions; pool_images, pool_texts : of the P pairs of the pool.
+    share : in (0, 1].
+    among : [P] bool, the captions that an image may be given; default all.
+    distance : ``reg`` and ``global_weight`` of ``matching.distances``.
+
+    Returns
+    -------
+    near : [B] bool. ranking : ``matching.Ranking`` of the captions, as the images see them.
+    """
+    captions = matching.rank_own(image, text, pool_texts, share=share, among=among, **distance)
+    images = matching.rank_own(text, image, pool_images, share=share, **distance)
+    return (captions.own_rank <= share) & (images.own_rank <= share), captions
+
+
+def reassigned(near: Tensor, ranking: Ranking, own_distance: Tensor, rows: Tensor, pool: Tensor) -> Tensor:
+    """The row whose caption each image is trained with from now on, or ``LEFT_OUT`` [B].
+
+    A near pair keeps its caption. Another image is given the nearest caption j of the pool if it fits that caption as
+    well as the caption's own image does, d(i, j) <= d(j, j). Otherwise it is left out: it stays in the batches, as a
+    negative only.
+
+    Parameters
+    ----------
+    near : [B] bool. ranking : of the B images. own_distance : d(j, j) of the pool's pairs [P].
+    rows : of the B images in the table [B]. pool : of the pool's pairs in the table [P].
+    """
+    fits = ranking.nearest_distance <= own_distance[ranking.nearest]
+    other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], LEFT_OUT)
+    return torch.where(near.cpu(), rows, other)
 
 
 @dataclass
@@ -61,8 +123,8 @@ class OTCClip(Defense):
     strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
     q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
     pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
-    own: bool = True  # a near pair keeps its caption; False: all that fit take one of the pool, whosever it is
-    keep: float = 0.03  # near: among this nearest share of the pool, from both sides
+    keep_near: bool = True  # a near pair keeps its caption; False: every image may be given any caption of the pool
+    near_share: float = 0.03  # near: among this nearest share of the pool, from both sides
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
     inter: float = 0.5  # weight of the inter-modal transport loss
@@ -70,11 +132,13 @@ class OTCClip(Defense):
     fine_batch: int = 16  # pairs of a batch that the transport losses see
     drop: float = 0.2  # share of words that the second view of a caption loses
 
+    LOOK: ClassVar[Look] = Look("OTCCLIP (reconstruction)", "#0072B2", "v")
+
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or not 0 <= self.global_weight <= 1 or not 0 <= self.q <= 1:
+        if not 0 < self.near_share <= 1 or not 0 <= self.global_weight <= 1 or not 0 <= self.q <= 1:
             raise ValueError(
-                f"keep must lie in (0, 1], global_weight and q in [0, 1], "
-                f"got {self.keep}, {self.global_weight} and {self.q}"
+                f"near_share must lie in (0, 1], global_weight and q in [0, 1], "
+                f"got {self.near_share}, {self.global_weight} and {self.q}"
             )
         if not self.reg > 0 or self.pool < 1 or self.warmup < 0 or self.every < 1 or self.fine_batch < 2:
             raise ValueError(
@@ -84,74 +148,66 @@ class OTCClip(Defense):
         self.warmup = min(self.warmup, max(1, self.epochs - 1))
         self.restart = self.restart and self.epochs > 2 * self.warmup  # in a shorter run nothing would be left to learn
 
-    def begin_epoch(self, trainer) -> dict:
+    # -- matching ----------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, training: Training) -> dict:
         """Decide every image's caption for this epoch."""
-        since = trainer.epoch - trainer.started
+        since = training.epoch - training.started
         if since < self.warmup or (since - self.warmup) % self.every:
             return {}
-        pool = torch.randperm(len(trainer.caption_of), generator=trainer.rng)[: self.pool]
-        look = {"side": trainer.sides[0]}
-        images = Features.cat([losses.coarse(image) for _, image in trainer.encode_images(pool, **look)])
-        captions = trainer.encode_captions(pool)
-        how = {"reg": self.reg, "share": self.keep, "global_weight": self.global_weight}
-
-        def compare(image: Features, own: Features, givers: Tensor | None = None) -> tuple[Tensor, matching.Ranking]:
-            from_image = matching.rank_own(image, own, captions, among=givers, **how)
-            from_caption = matching.rank_own(own, image, images, **how)
-            return (from_image.own_rank <= self.keep) & (from_caption.own_rank <= self.keep), from_image
-
-        givers, of_pool = compare(images, captions)
-        if not self.own:
-            givers = torch.ones_like(givers)  # any caption of the pool
-        elif since == self.warmup:
-            givers = torch.zeros_like(givers)  # separate first
+        pool = torch.randperm(len(training.caption_of), generator=training.rng)[: self.pool]
+        images = Features.cat([image for _, image in self.coarse_images(training, pool)])
+        captions = training.encode_captions(pool)
+        how = {"share": self.near_share, "reg": self.reg, "global_weight": self.global_weight}
+        near, of_pool = nearness(images, captions, images, captions, **how)
+        givers = self.givers(near, first=since == self.warmup)
         caption_of = []
-        for rows, image in trainer.encode_images(**look):
-            near, ranking = compare(losses.coarse(image), trainer.encode_captions(rows), givers)
-            if not self.own:
-                near = torch.zeros_like(near)
-            fits = ranking.nearest_distance <= of_pool.own_distance[ranking.nearest]
-            other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], trainer.LEFT_OUT)
-            caption_of.append(torch.where(near.cpu(), rows, other))
-        trainer.caption_of = torch.cat(caption_of)
-        if self.restart and trainer.epoch == self.warmup:
-            trainer.restart()
+        for rows, image in self.coarse_images(training):
+            near, ranking = nearness(image, training.encode_captions(rows), images, captions, among=givers, **how)
+            caption_of.append(reassigned(near & self.keep_near, ranking, of_pool.own_distance, rows, pool))
+        training.caption_of = torch.cat(caption_of)
+        if self.restart and training.epoch == self.warmup:
+            training.restart()
         return {"matched": 1}
+
+    def coarse_images(self, training: Training, rows: Tensor | None = None):
+        """Rows and coarse features of the images of ``rows`` (default all), at the size of the first epochs."""
+        for some, image in training.encode_images(rows, side=training.sides[0]):
+            yield some, losses.coarse(image)
+
+    def givers(self, near: Tensor, first: bool) -> Tensor:
+        """The pairs of the pool whose captions may be given to other images: near ones, and at first none [P] bool."""
+        if not self.keep_near:
+            return torch.ones_like(near)
+        return torch.zeros_like(near) if first else near
+
+    # -- alignment ---------------------------------------------------------------------------------------------------
+
+    def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
+        since = training.epoch - training.started
+        strong = self.strong and since < self.warmup
+        image, text = training.towers(training.view(batch.images, strong), batch.text)
+        who = {"same": batch.caption_id, "positive": batch.positive}
+        q = self.robustness(since)
+        parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, **who, q=q)}
+        few = slice(0, self.fine_batch)
+        fine_image, fine_text = image[few], text[few]
+        if self.inter:
+            who = {name: of[few] for name, of in who.items()}
+            parts["inter"] = self.inter * losses.inter_modal(fine_image, fine_text, training.scale, self.reg, **who)
+        if self.intra:
+            other_words = losses.drop_words(batch.text[few], self.drop, training.rng)
+            other_view = training.view(batch.images[few], strong, side=training.sides[0])
+            other_image, other_text = training.towers(other_view, other_words)
+            views = (losses.coarse(fine_image), losses.coarse(other_image)), (fine_text, other_text)
+            each = [losses.intra_modal(x, y, training.scale, self.reg) for x, y in views]
+            parts["intra"] = self.intra * (each[0] + each[1]) / 2
+        return parts
 
     def robustness(self, epoch: int) -> float:
         """q of an epoch, counted from 0 since the weights began: from ``q`` to 1 over the warm-up (0 stays 0)."""
         through = min(1.0, epoch / max(1, self.warmup - 1))
         return self.q and self.q + (1 - self.q) * through
-
-    def loss(self, trainer, batch) -> dict[str, Tensor]:
-        since = trainer.epoch - trainer.started
-        strong = self.strong and since < self.warmup
-        q = self.robustness(since)
-        image, text = trainer.towers(trainer.view(batch.images, strong), batch.text)
-        parts = {
-            "contrastive": losses.contrastive(
-                image.pooled, text.pooled, trainer.scale, same=batch.caption, trusted=batch.trusted, q=q
-            )
-        }
-        few = slice(0, self.fine_batch)
-        fine_image, fine_text = image[few], text[few]
-        if self.inter:
-            who = {"same": batch.caption[few], "trusted": batch.trusted[few]}
-            loss = losses.inter_modal(fine_image, fine_text, trainer.scale, self.reg, **who)
-            parts["inter"] = self.inter * loss
-        if self.intra:
-            other_words = losses.drop_words(batch.text[few], self.drop, trainer.rng)
-            other_view = trainer.view(batch.images[few], strong, side=trainer.sides[0])
-            other_image, other_text = trainer.towers(other_view, other_words)
-            parts["intra"] = (
-                self.intra
-                * (
-                    losses.intra_modal(losses.coarse(fine_image), losses.coarse(other_image), trainer.scale, self.reg)
-                    + losses.intra_modal(fine_text, other_text, trainer.scale, self.reg)
-                )
-                / 2
-            )
-        return parts
 
     def distance(self, image: Features, text: Features) -> Tensor:
         """Distance of every image to its own caption [B]: as matched, but over all visual tokens and to a finer end."""

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from otclib import losses
 from otclib.defenses.bank import Bank
-from otclib.defenses.base import Defense
+from otclib.defenses.base import Batch, Defense, Look, Training
 from otclib.defenses.views import published_view
+from otclib.optim import one_cycle
 
 
 @dataclass
@@ -45,6 +46,7 @@ class RoCLIP(Defense):
     drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
     legacy: bool = False
 
+    LOOK: ClassVar[Look] = Look("RoCLIP", "#E69F00", "s")
     LR: ClassVar[float] = 2e-3  # published: a tenth of undefended CLIP's; at 4e-3 seeds 0 and 12, of four, hardly began
 
     def __post_init__(self) -> None:
@@ -54,23 +56,25 @@ class RoCLIP(Defense):
                 f"got {self.every}, {self.first}, {self.pool}, {self.drop}"
             )
 
-    def begin(self, trainer) -> None:
-        self.bank = Bank(max(1, round(self.pool * len(trainer.pairs))), self.legacy)
-        self.view = published_view(trainer.size, self.legacy)
-        trainer.ahead = int(self.legacy)
+    def begin(self, training: Training) -> None:
+        self.bank = Bank(max(1, round(self.pool * len(training.pairs))), self.legacy)
+        self.view = published_view(training.size, self.legacy)
 
     def matches(self, epoch: int) -> bool:
         """Is this epoch (counted from 0) a matching epoch?"""
         return epoch >= self.first and (epoch + 1) % self.every == 0
 
-    def begin_epoch(self, trainer) -> dict:
-        return {"matched": int(self.matches(trainer.epoch))}
+    def begin_epoch(self, training: Training) -> dict:
+        return {"matched": int(self.matches(training.epoch))}
 
-    def loss(self, trainer, batch) -> dict[str, Tensor]:
-        words = losses.drop_words(batch.text, self.drop, trainer.rng)
-        image, text = trainer.towers(trainer.view(batch.images, augment=self.view), words)
-        matching = self.matches(trainer.epoch)
-        caption, same = text.pooled, batch.caption
+    def learning_rate(self, training: Training, through: float) -> float:
+        return one_cycle(through + self.legacy / self.epochs)
+
+    def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
+        words = losses.drop_words(batch.text, self.drop, training.rng)
+        image, text = training.towers(training.view(batch.images, augment=self.view), words)
+        matching = self.matches(training.epoch)
+        caption, same = text.pooled, batch.caption_id
         if matching and (self.legacy or len(self.bank)):
             if not len(self.bank):
                 self.bank.add(text.pooled[:0])  # random vectors
@@ -79,7 +83,7 @@ class RoCLIP(Defense):
             self.bank.add(text.pooled)
         if self.legacy:
             same = None
-        return {"contrastive": losses.contrastive(image.pooled, caption, trainer.scale, same)}
+        return {"contrastive": losses.contrastive(image.pooled, caption, training.scale, same)}
 
     def state(self) -> dict:
         return self.bank.state()

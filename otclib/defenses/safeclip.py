@@ -11,12 +11,13 @@ Yang, Gao, Mirzasoleiman, ICML 2024 (arXiv 2310.05862); code: BigML-CS-UCLA/Safe
 
 A planted pair contradicts what both modalities know by themselves, so its cosine rises late. A mixture of two can also
 fail: after too short a slow phase here, both Gaussians lie over each other and no posterior reaches 0.9 (seeds 0 and 11
-with two slow epochs); hence three, and ``least``.
+with two slow epochs); hence three, and ``min_safe``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from otclib import losses
 from otclib.defenses.bank import Bank
-from otclib.defenses.base import Defense
+from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.views import published_view
+from otclib.optim import one_cycle
 
 
 @dataclass
@@ -47,12 +49,14 @@ class SafeCLIP(Defense):
     slow_epochs: int = 3  # published: 1, of a million pairs
     slow: float = 0.3  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
     posterior: float = 0.9
-    least: float = 0.15  # of the pairs are safe at first, however few reach ``posterior`` (published: on resuming)
+    min_safe: float = 0.15  # of the pairs are safe at first, however few reach ``posterior`` (published: on resuming)
     grow: float = 0.05  # published: 0.01 over 26 epochs
     cap: float = 0.85
     bank: float = 0.02  # share of the pairs: 21,845 of 1M, 2,048 of COCO
     drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
     legacy: bool = False
+
+    LOOK: ClassVar[Look] = Look("SafeCLIP", "#009E73", "^")
 
     def __post_init__(self) -> None:
         if not 0 < self.posterior < 1 or not 0 <= self.grow <= 1 or not 0 < self.bank <= 1:
@@ -60,8 +64,8 @@ class SafeCLIP(Defense):
                 f"posterior lies in (0, 1), grow in [0, 1], bank in (0, 1], "
                 f"got {self.posterior}, {self.grow}, {self.bank}"
             )
-        if not 0 < self.least <= self.cap <= 1:
-            raise ValueError(f"0 < least <= cap <= 1 must hold, got {self.least}, {self.cap}")
+        if not 0 < self.min_safe <= self.cap <= 1:
+            raise ValueError(f"0 < min_safe <= cap <= 1 must hold, got {self.min_safe}, {self.cap}")
         if self.warmup < 0 or self.slow_epochs < 0 or not self.slow > 0 or not 0 <= self.drop < 1:
             raise ValueError(
                 f"warmup and slow_epochs are at least 0, slow is positive and drop in [0, 1), "
@@ -69,56 +73,68 @@ class SafeCLIP(Defense):
             )
         self.share: float | None = None  # of the pairs that are safe
 
-    def begin(self, trainer) -> None:
-        size = max(1, round(self.bank * len(trainer.pairs)))
+    def begin(self, training: Training) -> None:
+        size = max(1, round(self.bank * len(training.pairs)))
         self.images, self.captions = Bank(size, self.legacy), Bank(size, self.legacy)
-        self.view = published_view(trainer.size, self.legacy)
-        trainer.ahead = int(self.legacy)
+        self.view = published_view(training.size, self.legacy)
 
-    def begin_epoch(self, trainer) -> dict:
-        selecting = trainer.epoch - self.warmup - self.slow_epochs
-        trainer.constant = self.slow if -self.slow_epochs <= selecting < 0 else None
-        trainer.apart = selecting >= 0
-        if selecting < 0:
+    def begin_epoch(self, training: Training) -> dict:
+        if not self.selecting(training):
             return {}
-        p = posterior(self.similarity(trainer))
+        p = posterior(self.similarity(training))
         if self.share is None:
-            self.share = max(self.least, float((p >= self.posterior).mean()))
+            self.share = max(self.min_safe, float((p >= self.posterior).mean()))
         else:
             self.share = min(self.share + self.grow, self.cap)
         safe = safest(p, self.share)
-        trainer.caption_of = torch.where(torch.from_numpy(safe), torch.arange(len(p)), trainer.LEFT_OUT)
+        training.caption_of = torch.where(torch.from_numpy(safe), torch.arange(len(p)), LEFT_OUT)
         return {"safe": float(safe.mean()), "matched": 1}
 
-    def similarity(self, trainer) -> np.ndarray:
+    def selecting(self, training: Training) -> bool:
+        """Whether the warm-up and the slow phase are over, so that pairs are selected."""
+        return training.epoch >= self.warmup + self.slow_epochs
+
+    def learning_rate(self, training: Training, through: float) -> float:
+        if self.warmup <= training.epoch < self.warmup + self.slow_epochs:
+            return self.slow
+        return one_cycle(through + self.legacy / self.epochs)
+
+    def passes(self, training: Training, rows: Tensor) -> list[Tensor]:
+        """The risky pairs first, for the unimodal loss, then the safe ones."""
+        risky = training.caption_of[rows] == LEFT_OUT
+        return [rows[risky], rows[~risky]] if self.selecting(training) else [rows]
+
+    def similarity(self, training: Training) -> np.ndarray:
         """Cosine of every pair [N]."""
         out = []
-        for rows, image in trainer.encode_images(augment=self.view if self.legacy else None):
-            words = losses.drop_words(trainer.text[rows], self.drop, trainer.rng) if self.legacy else trainer.text[rows]
-            out.append((image.pooled * trainer.encode_text(words).pooled).sum(1).cpu())
+        for rows, image in training.encode_images(augment=self.view if self.legacy else None):
+            words = (
+                losses.drop_words(training.text[rows], self.drop, training.rng) if self.legacy else training.text[rows]
+            )
+            out.append((image.pooled * training.encode_text(words).pooled).sum(1).cpu())
         return torch.cat(out).double().numpy()
 
-    def loss(self, trainer, batch) -> dict[str, Tensor]:
+    def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         def views():
-            words = losses.drop_words(batch.text, self.drop, trainer.rng)
-            return trainer.towers(trainer.view(batch.images, augment=self.view), words)
+            words = losses.drop_words(batch.text, self.drop, training.rng)
+            return training.towers(training.view(batch.images, augment=self.view), words)
 
         image, text = views()
-        if trainer.epoch < self.warmup or not batch.trusted.any():
+        if training.epoch < self.warmup or not batch.positive.any():
             other_image, other_text = views()
             parts = []
             for bank, first, second in (self.images, image, other_image), (self.captions, text, other_text):
                 if not len(bank):  # the first batch finds itself, or (legacy) random vectors
                     bank.add(first.pooled[: 0 if self.legacy else None])
-                parts.append(losses.one_way(second.pooled, bank.nearest(first.pooled)[0], trainer.scale))
+                parts.append(losses.one_way(second.pooled, bank.nearest(first.pooled)[0], training.scale))
                 bank.add(first.pooled)
             return {"unimodal": (parts[0] + parts[1]) / 2}
-        same = batch.caption
+        same = batch.caption_id
         if not self.legacy:
-            return {"contrastive": losses.contrastive(image.pooled, text.pooled, trainer.scale, same)}
+            return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, same)}
         other_image, other_text = views()
         crossed = (image, other_text), (text, other_image)
-        return {"contrastive": sum(losses.one_way(x.pooled, y.pooled, trainer.scale) for x, y in crossed) / 2}
+        return {"contrastive": sum(losses.one_way(x.pooled, y.pooled, training.scale) for x, y in crossed) / 2}
 
     def state(self) -> dict:
         return {"share": self.share, "images": self.images.state(), "captions": self.captions.state()}

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from otclib.runs import log_of
+
 FOLDER = Path(__file__).parent
 SAME_EVERYWHERE = {
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -32,7 +34,7 @@ def losses(defense: str) -> list[float]:
     import torch
 
     import otclib
-    from otclib import evaluation, results, training
+    from otclib import evaluation, training
 
     torch.set_num_threads(1)
     evaluation.evaluate = lambda run, **_: training.write_json(run / "metrics.json", {})
@@ -55,7 +57,7 @@ def losses(defense: str) -> list[float]:
             progress=False,
             **options,
         )
-        return [sum(v for k, v in line.items() if k.startswith("loss/")) for line in results.log(run)]
+        return [sum(v for k, v in line.items() if k.startswith("loss/")) for line in log_of(run)]
 
 
 def main(names: list[str]) -> None:

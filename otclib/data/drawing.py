@@ -1,0 +1,139 @@
+"""Scenes of glyphs, drawn: ``render`` makes an image of what ``grammar.sample`` drew."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from otclib.data.grammar import GROUNDS, OBJECTS, Scene
+
+GLYPH = 96  # side of the master drawings, pixels
+
+
+@functools.cache
+def _masters(name: str) -> tuple[Image.Image, Image.Image]:
+    """The glyph and its backing (silhouette, holes filled, slightly grown), each a GLYPH x GLYPH mask."""
+    import matplotlib
+
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    glyph, font = OBJECTS[name][0], ImageFont.truetype(path, 200)
+    left, top, right, bottom = font.getbbox(glyph)
+    side = max(right - left, bottom - top)
+    big = Image.new("L", (int(side * 1.12),) * 2)
+    offset = (big.width - (right - left)) / 2 - left, (big.height - (bottom - top)) / 2 - top
+    ImageDraw.Draw(big).text(offset, glyph, font=font, fill=255)
+    ink = big.resize((GLYPH, GLYPH), Image.LANCZOS)
+    grown = ink.filter(ImageFilter.MaxFilter(9))
+    outside = grown.point(lambda v: 255 * (v > 90))
+    ImageDraw.floodfill(outside, (0, 0), 128)
+    backing = outside.point(lambda v: 255 * (v != 128)).filter(ImageFilter.GaussianBlur(1.2))
+    return ink, backing
+
+
+@functools.cache
+def _textures(size: int) -> dict[str, np.ndarray]:
+    """Ground textures at twice the image side: name -> uint8 [4 variants, 2*size, 2*size, 3]."""
+    rng = np.random.default_rng(7)
+    n = 256
+    yy, xx = np.mgrid[0:n, 0:n] / n
+    cell = n / 8  # pixels per eighth of the texture
+
+    def noise(sy: int, sx: int | None = None) -> np.ndarray:
+        small = Image.fromarray(rng.normal(0, 1, (sy, sx or sy)).astype(np.float32))
+        big = np.asarray(small.resize((n, n), Image.BICUBIC))
+        return big / big.std()
+
+    def pattern(name: str) -> np.ndarray:
+        """relative brightness, mean about 0, [n, n]"""
+        if name == "sand":
+            return 0.05 * noise(128) + 0.04 * noise(12)
+        if name == "grass":
+            return 0.11 * noise(24, 128) + 0.05 * noise(8)
+        if name == "water":
+            return 0.07 * np.sin(2 * np.pi * (14 * yy + 0.25 * noise(5))) + 0.06 * noise(48, 12)
+        if name == "snow":
+            return 0.03 * noise(10) + 0.02 * noise(96)
+        if name == "brick":
+            row = (yy * n // (cell / 2)).astype(int)
+            line = ((yy * n) % (cell / 2) < 2.5) | ((xx * n + (row % 2) * cell / 2) % cell < 2.5)
+            shade = rng.normal(0, 0.06, (64, 64))[row, ((xx * n + (row % 2) * cell / 2) // cell).astype(int)]
+            return np.where(line, 0.22, shade) + 0.03 * noise(96)
+        if name == "wood":
+            plank = (xx * n // (cell * 1.5)).astype(int)
+            edge = (xx * n) % (cell * 1.5) < 2
+            return np.where(edge, -0.25, rng.normal(0, 0.06, 64)[plank]) + 0.06 * noise(6, 96)
+        if name == "night":
+            stars = noise(128) > 3.0
+            return 0.10 * noise(6) + 2.5 * stars
+        if name == "tiles":
+            line = ((yy * n) % cell < 2.5) | ((xx * n) % cell < 2.5)
+            shade = rng.normal(0, 0.05, (64, 64))[(yy * n // cell).astype(int), (xx * n // cell).astype(int)]
+            return np.where(line, -0.18, shade)
+        if name == "stone":
+            return 0.08 * noise(40) + 0.07 * noise(14) + 0.04 * noise(128)
+        if name == "paper":
+            return np.where((yy * n) % (cell * 0.7) < 1.8, -0.12, 0.0) + 0.015 * noise(64)
+        if name == "dusk":
+            return 0.10 * np.sin(2 * np.pi * (3 * yy + 0.15 * noise(4))) + 0.03 * noise(6, 3)
+        weave = np.sin(2 * np.pi * 40 * xx) * np.sin(2 * np.pi * 40 * yy)  # cloth
+        return 0.09 * weave + 0.05 * np.sin(2 * np.pi * 8 * (xx + yy))
+
+    out = {}
+    for name, (_, rgb, _) in GROUNDS.items():
+        variants = []
+        for _ in range(4):
+            image = np.clip((1 + pattern(name))[..., None] * np.array(rgb, float), 0, 255).astype(np.uint8)
+            variants.append(np.asarray(Image.fromarray(image).resize((2 * size, 2 * size), Image.LANCZOS)))
+        out[name] = np.stack(variants)
+    return out
+
+
+def render(scene: Scene, size: int = 64) -> np.ndarray:
+    """Draw the scene: uint8 [size, size, 3]."""
+    variant, ox, oy, flips = scene.texture
+    ground = _textures(size)[scene.ground][variant]
+    ox, oy = ox * size // 256, oy * size // 256
+    canvas = ground[oy : oy + size, ox : ox + size].astype(np.float32)
+    canvas = canvas[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)] * np.float32(scene.tint)
+    for t in scene.things:
+        scale = GLYPH / (t.diameter * size)  # master pixels per image pixel
+        c, s = np.cos(np.radians(t.angle)) * scale, np.sin(np.radians(t.angle)) * scale
+        x, y = t.x * size, t.y * size
+        lo_x, hi_x = max(0, int(x - t.diameter * size * 0.72)), min(size, int(x + t.diameter * size * 0.72) + 2)
+        lo_y, hi_y = max(0, int(y - t.diameter * size * 0.72)), min(size, int(y + t.diameter * size * 0.72) + 2)
+        dx, dy = lo_x - x, lo_y - y
+        affine = (c, s, GLYPH / 2 + c * dx + s * dy, -s, c, GLYPH / 2 - s * dx + c * dy)
+        level = _level(t.name, scale)
+        k = level[0].width / GLYPH
+        ink, backing = (
+            np.asarray(
+                m.transform((hi_x - lo_x, hi_y - lo_y), Image.AFFINE, [k * a for a in affine], Image.BILINEAR),
+                np.float32,
+            )[..., None]
+            / 255
+            for m in level
+        )
+        rgb = np.array(t.rgb, np.float32)
+        paper = 0.12 * rgb + 0.88 * 255
+        patch = canvas[lo_y:hi_y, lo_x:hi_x]
+        patch += 0.95 * backing * (paper - patch)
+        patch += ink * (rgb - patch)
+    return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def _levels(name: str) -> tuple:
+    sides = (96, 64, 48, 32, 24, 16)
+    return tuple(tuple(m.resize((s, s), Image.LANCZOS) for m in _masters(name)) for s in sides)
+
+
+def _level(name: str, scale: float):
+    """The smallest master that is at least as fine as the drawing: bilinear sampling then does not alias."""
+    levels = _levels(name)
+    for level in reversed(levels):
+        if level[0].width >= GLYPH / scale * 0.999:
+            return level
+    return levels[0]

@@ -1,0 +1,201 @@
+"""What the embedded scenes may hold, and how a caption speaks of it: ``sample`` a scene, ``describe`` it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# class -> (glyph, synonyms beside the class name)
+OBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "star": ("★", ("pentacle",)),
+    "umbrella": ("☂", ("parasol",)),
+    "telephone": ("☎", ("phone",)),
+    "aeroplane": ("✈", ("airplane", "jet")),
+    "scissors": ("✂", ("shears",)),
+    "horse": ("♞", ("stallion", "pony")),
+    "crown": ("♛", ("tiara",)),
+    "anchor": ("⚓", ()),
+    "flower": ("✿", ("blossom", "bloom")),
+    "sun": ("☀", ("sunshine",)),
+    "cloud": ("☁", ()),
+    "moon": ("☾", ("crescent",)),
+    "music": ("♫", ("melody", "tune")),
+    "skull": ("☠", ("bones",)),
+    "envelope": ("✉", ("letter", "mail")),
+    "pencil": ("✏", ("crayon",)),
+    "snowflake": ("❄", ()),
+    "hammer": ("⚒", ("mallet",)),
+    "gear": ("⚙", ("cog",)),
+    "smiley": ("☺", ("grin",)),
+    "heart": ("♥", ("love",)),
+    "club": ("♣", ()),
+    "spade": ("♠", ()),
+    "diamond": ("♦", ("gem",)),
+    "flag": ("⚑", ("banner",)),
+    "radiation": ("☢", ("radioactivity",)),
+    "coffee": ("☕", ("cup", "mug")),
+    "shamrock": ("☘", ("clover",)),
+    "peace": ("☮", ()),
+    "wheel": ("☸", ("helm",)),
+    "cross": ("✠", ()),
+    "lightning": ("⚡", ("thunderbolt",)),
+    "warning": ("⚠", ("alert",)),
+    "atom": ("⚛", ("molecule",)),
+    "dice": ("⚄", ("die",)),
+    "flask": ("⚗", ("retort",)),
+    "house": ("⌂", ("home", "hut")),
+    "keyboard": ("⌨", ()),
+    "castle": ("♜", ("tower", "fortress")),
+    "mouse": ("\U0001f42d", ("rodent",)),
+    "cat": ("\U0001f431", ("kitten",)),
+    "vase": ("⚱", ("urn",)),
+}
+COLOURS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {  # inks that stand out on a pale sticker
+    "red": ((200, 35, 40), ("crimson", "scarlet")),
+    "orange": ((225, 105, 15), ("amber",)),
+    "yellow": ((200, 155, 0), ("golden",)),
+    "green": ((35, 130, 60), ("emerald",)),
+    "blue": ((35, 85, 195), ("navy",)),
+    "purple": ((120, 50, 160), ("violet",)),
+    "pink": ((220, 75, 140), ("rosy",)),
+    "brown": ((115, 70, 35), ("chestnut",)),
+    "grey": ((120, 125, 130), ("silver",)),
+    "black": ((25, 25, 30), ("dark",)),
+}
+SIZES: dict[str, tuple[str, ...]] = {"large": ("big", "huge"), "small": ("little", "tiny")}
+
+
+# ground -> (preposition, base colour, synonyms)
+GROUNDS: dict[str, tuple[str, tuple[int, int, int], tuple[str, ...]]] = {
+    "sand": ("on", (222, 196, 150), ("beach",)),
+    "grass": ("in", (112, 160, 84), ("meadow", "lawn")),
+    "water": ("on", (96, 158, 196), ("sea", "lake")),
+    "snow": ("in", (228, 234, 242), ("ice",)),
+    "brick": ("before", (176, 100, 82), ("wall",)),
+    "wood": ("on", (178, 132, 88), ("planks", "timber")),
+    "night": ("at", (44, 46, 82), ("darkness",)),
+    "tiles": ("on", (188, 200, 196), ("floor",)),
+    "stone": ("on", (150, 148, 146), ("rock", "gravel")),
+    "paper": ("on", (242, 236, 220), ("parchment",)),
+    "dusk": ("at", (226, 150, 132), ("sunset",)),
+    "cloth": ("on", (170, 150, 190), ("fabric", "linen")),
+}
+NO_ARTICLE = frozenset(
+    "scissors shears music peace radiation radioactivity lightning coffee bones mail dice sunshine love".split()
+)
+FORMS = (  # {} takes the objects, and the ground where it is named
+    "a photo of {}",
+    "a picture of {}",
+    "{}",
+    "there is {}",
+    "an image showing {}",
+    "here you see {}",
+    "look at {}",
+    "{} up close",
+)
+TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "there is a {}", "look at a {}")  # zero-shot prompts
+
+
+@dataclass
+class Thing:
+    """One object of a scene; lengths in units of the image side, angle in degrees."""
+
+    name: str
+    colour: str
+    rgb: tuple[int, int, int]
+    size: str
+    diameter: float
+    x: float
+    y: float
+    angle: float
+
+    @property
+    def box(self) -> list[float]:
+        """left, top, right, bottom in [0, 1]"""
+        r = self.diameter / 2
+        return [max(0.0, self.x - r), max(0.0, self.y - r), min(1.0, self.x + r), min(1.0, self.y + r)]
+
+
+@dataclass
+class Scene:
+    ground: str
+    texture: tuple[int, int, int, int]  # which variant, offset x and y in 1/256, flips
+    tint: tuple[float, float, float]
+    things: list[Thing] = field(default_factory=list)
+
+
+def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
+    """Draw a scene: 75 % hold one object, 19 % two, 6 % three (or one each, if ``max_objects`` is 1)."""
+    grounds = list(GROUNDS)
+    u = rng.random(8)
+    count = min(max_objects, 1 + int(u[0] > 0.75) + int(u[0] > 0.94))
+    scene = Scene(
+        ground=grounds[int(u[1] * len(grounds))],
+        texture=(int(u[2] * 4), int(u[3] * 256), int(u[4] * 256), int(u[5] * 4)),
+        tint=tuple(rng.uniform(0.88, 1.1, 3)),
+    )
+    names = rng.choice(len(OBJECTS), count, replace=False)
+    for n in names:
+        colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+        rgb = tuple(min(255, max(0, int(v + d))) for v, d in zip(COLOURS[colour][0], rng.normal(0, 10, 3)))
+        size = "large" if rng.random() < 0.5 else "small"
+        diameter = rng.uniform(0.46, 0.60) if size == "large" else rng.uniform(0.34, 0.42)
+        diameter *= (1.0, 0.82, 0.70)[count - 1]
+        for _ in range(12):  # a free place, or the last one tried
+            x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2)
+            if all((x - t.x) ** 2 + (y - t.y) ** 2 > ((diameter + t.diameter) * 0.45) ** 2 for t in scene.things):
+                break
+        angle = float(rng.uniform(-15, 15))
+        scene.things.append(Thing(list(OBJECTS)[n], colour, rgb, size, float(diameter), float(x), float(y), angle))
+    return scene
+
+
+def article(word: str) -> str:
+    """``an`` before a vowel that is heard ("an umbrella", "an hour"), else ``a`` ("a star", "a unicorn")."""
+    word = word.lower()
+    if re.match(r"eu|ewe|one\b|uni(?![nmd])|u[st]e|uku|ura", word):  # begins like "you" or "one"
+        return "a"
+    return "an" if re.match(r"[aeiou]|hour|heir|honest|honou?r", word) else "a"
+
+
+def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
+    """A caption of the scene, and its content words: text, start, end (characters) and object.
+
+    ``object`` is the index of the thing that the word speaks of, or -1 for the ground. The first thing is always
+    named, each further one in 75 % of the captions; colour and ground in 15 %, size in 8 %.
+    """
+
+    def pick(word: str, synonyms: tuple[str, ...]) -> str:
+        return word if not synonyms or rng.random() < 0.75 else synonyms[int(rng.integers(len(synonyms)))]
+
+    phrases: list[list[tuple[str, int | None]]] = []  # one per object: (word, object or None for a function word)
+    for k, t in enumerate(scene.things):
+        if k and rng.random() > 0.75:
+            continue
+        words = []
+        if rng.random() < 0.08:
+            words.append((pick(t.size, SIZES[t.size]), k))
+        if rng.random() < 0.15:
+            words.append((pick(t.colour, COLOURS[t.colour][1]), k))
+        words.append((pick(t.name, OBJECTS[t.name][1]), k))
+        if words[-1][0] not in NO_ARTICLE:
+            words = [(article(words[0][0]), None), *words]
+        phrases.append(words)
+    if len(phrases) > 1:
+        phrases = [phrases[k] for k in rng.permutation(len(phrases))]
+    parts = phrases[0]
+    for p in phrases[1:]:
+        parts = [*parts, ("and", None), *p]
+    if rng.random() < 0.15:
+        preposition, _, synonyms = GROUNDS[scene.ground]
+        parts = [*parts, (preposition, None), ("the", None), (pick(scene.ground, synonyms), -1)]
+    before, after = FORMS[int(rng.integers(len(FORMS)))].split("{}")
+    text, words = before, []
+    for k, (word, thing) in enumerate(parts):
+        text += " " if k else ""
+        if thing is not None:
+            words.append({"text": word, "start": len(text), "end": len(text) + len(word), "object": thing})
+        text += word
+    return text + after, words

@@ -1,0 +1,120 @@
+"""Photographs with captions: COCO, Visual Genome, Conceptual Captions and the usual formats, read from a local copy.
+
+    pairs = otclib.data.load("coco", root="data/coco", split="val", size=5000)
+
+One reader per format, with the layout it expects in its docstring. A reader only says *where* things are: a table
+``id, image, caption, label`` whose image is a path, a byte range of a tar, or already an image. What the formats share
+is in ``read``: it counts blank captions and missing images, draws the sample, and only then makes the images lazy
+``datasets.Image`` cells (paths stay paths; the chosen bytes of tars are copied to Arrow once, in the cache).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Image
+
+from otclib.data.readers import cc3m, coco, csv, hub, visual_genome, webdataset
+from otclib.data.readers.files import PAIRS, PATHS, RANGES, cached
+from otclib.data.readers.shards import copy_images
+
+
+def read(
+    name: str,
+    *,
+    split: str = "train",
+    root: str | Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    skip_missing: bool = False,
+    **options,
+) -> Dataset:
+    """Read an image-caption table from a local copy.
+
+    Parameters
+    ----------
+    name : ``coco``, ``visual-genome``, ``cc3m``, ``csv``, ``webdataset`` or ``hub``.
+    split : ``train`` or ``val``; ``csv``, ``webdataset`` and ``hub`` take any that the copy has.
+    root : the folder of the copy.
+    size : a sample of that many rows, in the copy's order; a larger sample of one seed holds the smaller one.
+    seed : draws the sample, and the phrases of Visual Genome.
+    skip_missing : leave out the rows whose image is not there, with a warning, instead of failing.
+    options : those of the format's reader, ``read`` in the file of that name: see its docstring.
+
+    Returns
+    -------
+    datasets.Dataset with ``id`` (str), ``image`` (PIL, lazy), ``caption`` (str, never blank), ``label`` (str or None).
+
+    Raises
+    ------
+    FileNotFoundError : the root, a file that the format needs, or (unless ``skip_missing``) images are not there.
+    ValueError : an unknown name, split, option or column, or a sample larger than the copy.
+    """
+    if name not in READERS:
+        raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(READERS)}")
+    reader, splits = READERS[name]
+    known = [p.name for p in inspect.signature(reader).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if unknown := sorted(set(options) - set(known)):
+        takes = ", ".join([*known, "skip_missing"])
+        raise ValueError(f"unknown option {', '.join(unknown)} for {name!r}: it takes {takes}")
+    if splits and split not in splits:
+        raise ValueError(f"{name!r} has the splits {', '.join(splits)}, not {split!r}")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 row, got {size}")
+    if root is None and name != "hub":
+        raise ValueError(f"{name!r} is read from a local copy: give its folder as root, got root=None")
+    if root is not None and not (root := Path(root).expanduser().absolute()).is_dir():
+        raise FileNotFoundError(f"{name!r} was to be read from root={str(root)!r}, which is not a folder")
+
+    table = reader(root, split, seed, **options)
+    absent = _absent(table)
+    if absent and not skip_missing:
+        raise FileNotFoundError(
+            f"{len(absent)} of {len(table)} images of {name!r} {split!r} are not there, the first is "
+            f"{next(iter(absent.values()))}; skip_missing=True leaves them out"
+        )
+    blank = {row for row, caption in enumerate(table["caption"][:]) if not caption}
+    for rows, lack in ((absent, "image"), (blank, "caption")):
+        if rows:
+            message = f"{name!r} {split!r}: {len(rows)} of {len(table)} rows have no {lack} and are left out"
+            warnings.warn(message, stacklevel=3)
+    rows = np.array([row for row in range(len(table)) if row not in absent and row not in blank], dtype=np.int64)
+    if len(rows) < (size or 1):
+        raise ValueError(f"{name!r} {split!r} has {len(rows)} image-caption pairs, asked for {size or 'at least 1'}")
+    if size is not None:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:size])
+    return _with_images(table, rows)
+
+
+def _absent(table: Dataset) -> dict[int, str]:
+    """The rows whose image is not there, with the name it should have; folders are listed once, not asked per file."""
+    if table.features == PAIRS:
+        return {row: f"that of row {row}" for row in np.flatnonzero(table.data.column("image").is_null())}
+    if table.features == RANGES:
+        return {row: image["path"] for row, image in enumerate(table["image"][:]) if image["size"] is None}
+    listed = functools.cache(lambda folder: set(os.listdir(folder)) if os.path.isdir(folder) else set())
+    split_paths = (os.path.split(path) for path in table["image"][:])
+    return {row: os.path.join(*path) for row, path in enumerate(split_paths) if path[1] not in listed(path[0])}
+
+
+def _with_images(table: Dataset, rows: np.ndarray) -> Dataset:
+    if table.features == RANGES:
+        return cached(copy_images, PAIRS, (table._fingerprint, rows.tobytes()), table=table, rows=rows)
+    if len(rows) < len(table):  # of paths a new table, so that a small sample does not drag the large one along
+        table = Dataset.from_dict(table[rows], features=PATHS) if table.features == PATHS else table.select(rows)
+    return table.cast_column("image", Image())
+
+
+READERS = {  # name: its reader and its splits (None: any that the copy has)
+    "coco": (coco.read, ("train", "val")),
+    "visual-genome": (visual_genome.read, ("train", "val")),
+    "cc3m": (cc3m.read, ("train", "val")),
+    "csv": (csv.read, None),
+    "webdataset": (webdataset.read, None),
+    "hub": (hub.read, None),
+}

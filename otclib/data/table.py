@@ -1,0 +1,98 @@
+"""A table of pairs: its classes, their names and prompts, and its images as a model sees them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+from datasets import Dataset
+from torchvision.transforms.v2 import functional as tv
+
+from otclib.data import grammar
+
+
+def words_for(label: str) -> tuple[str, ...]:
+    """The words that name a class: the class name and, for the embedded objects, its synonyms."""
+    return (label, *grammar.OBJECTS[label][1]) if label in grammar.OBJECTS else (label,)
+
+
+def names(caption: str, label: str) -> bool:
+    """Does the caption name the class? Whole words, any case, synonyms of the embedded objects included."""
+    return re.search(rf"\b({'|'.join(map(re.escape, words_for(label)))})\b", caption, re.IGNORECASE) is not None
+
+
+def with_article(word: str) -> str:
+    """A noun with its article: "an umbrella", "a star", and "scissors", which the scenes' captions give none."""
+    return word if word in grammar.NO_ARTICLE else f"{grammar.article(word)} {word}"
+
+
+def prompt(template: str, label: str) -> str:
+    """The zero-shot prompt of a class: its name in place of ``{}``, with the article that fits it.
+
+    Only an article directly before ``{}`` is changed: "a photo of a {}" becomes "a photo of an umbrella" and "a photo
+    of scissors", "a photo of a large {}" becomes "a photo of a large umbrella".
+    """
+    return re.sub(r"\b[Aa]n? \{\}", lambda _: with_article(label), template).replace("{}", label)
+
+
+def classes(pairs: Dataset) -> list[str]:
+    """The class names that occur as labels, sorted."""
+    return sorted({label for label in pairs["label"][:] if label is not None})
+
+
+def templates(pairs: Dataset) -> Sequence[str]:
+    """Zero-shot prompt templates, for ``prompt``: the scenes' own forms, or open_clip's 80 ImageNet ones."""
+    if "objects" in pairs.column_names:
+        return grammar.TEMPLATES
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return [t("{}") for t in OPENAI_IMAGENET_TEMPLATES]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The way from an image to the square that a model sees: PIL or tensor [..., 3, H, W] -> [..., 3, size, size].
+
+    PIL images give uint8, tensors keep their dtype; an image of the right size stays as it is. The defaults are CLIP's;
+    ``models.resize`` gives a model's own.
+    """
+
+    size: int  # pixels
+    interpolation: str = "bicubic"  # or "bilinear"
+    mode: str = "shortest"  # side is resized, then the centre cropped; "longest": the rest is padded; "squash": both
+    fill: int = 0  # of the padding, 0 to 255
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("shortest", "longest", "squash"):
+            raise ValueError(f"mode is 'shortest', 'longest' or 'squash', got {self.mode!r}")
+        if self.interpolation not in ("bicubic", "bilinear", "random"):  # open_clip: "random" is of training alone
+            raise ValueError(f"interpolation is 'bicubic' or 'bilinear', got {self.interpolation!r}")
+
+    def __call__(self, image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
+        if isinstance(image, PIL.Image.Image):
+            image = tv.pil_to_tensor(image.convert("RGB"))
+        height, width = image.shape[-2:]
+        if (height, width) == (self.size, self.size):
+            return image
+        sides = [self.size, self.size] if self.mode == "squash" else [self.size]
+        if self.mode == "longest":
+            sides = [max(1, round(side * self.size / max(height, width))) for side in (height, width)]
+        how = tv.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else tv.InterpolationMode.BICUBIC
+        image = tv.resize(image, sides, interpolation=how, antialias=True)
+        if self.mode == "longest":
+            down, right = (self.size - side for side in image.shape[-2:])
+            fill = self.fill / 255 if image.is_floating_point() else self.fill
+            image = tv.pad(image, [right // 2, down // 2, right - right // 2, down - down // 2], fill=fill)
+        return tv.center_crop(image, self.size)
+
+
+def image_tensor(pairs: Dataset, resize: int | Resize) -> torch.Tensor:
+    """All images as a model sees them, uint8 [N, 3, S, S]; ``resize``: ``models.resize(model)``, or S in pixels."""
+    resize = Resize(resize) if isinstance(resize, int) else resize
+    out = torch.empty(len(pairs), 3, resize.size, resize.size, dtype=torch.uint8)
+    for k, image in enumerate(pairs["image"]):
+        out[k] = resize(image)
+    return out

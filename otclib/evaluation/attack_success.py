@@ -1,0 +1,160 @@
+"""What a trained model can do, and what an attacker can do with it.
+
+**Attack success, defined once.** Images of the target class are left out of the numerator *and* the denominator.
+
+- Backdoor: ``attack_success_rate`` = share of triggered test images (true class other than the target) that zero-shot
+  classification, with the prompt ensemble, calls the target class. ``untriggered_target_rate`` is the same model's rate
+  on the same images without the trigger, and ``clean_model_rate`` that of a model that never saw poison on the
+  triggered ones: what the trigger has to be compared with. ``triggered_top1`` and ``clean_model_triggered_top1``: how
+  many of those triggered images are called what they show; a trigger that hides the object is a poor one. Of several
+  backdoors in one set each has its own ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
+- Targeted: ``targets_hit`` of ``targets``: planted images, as planted, that are called the attacker's class.
+  ``targets_right``: those that are called what they show. ``clean_model_hits``: hits on a model that saw them with
+  their true captions only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from otclib import attacks, data, models
+from otclib.evaluation.zero_shot import class_embeddings, classify, pooled
+
+
+def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:
+    """Share of images predicted as ``target`` among those whose true class is another; None if there are none."""
+    others = true != target
+    return float((predicted[others] == target).float().mean()) if bool(others.any()) else None
+
+
+@dataclass
+class Targets:
+    """The images of a targeted attack, one row each: uint8 ``images``, ``source`` and ``target`` class names."""
+
+    images: Tensor
+    source: list[str]
+    target: list[str]
+
+    @staticmethod
+    def of(manifest: Dataset, resize: int | data.Resize) -> Targets | None:
+        first: dict[str, int] = {}
+        for k, (id, kind) in enumerate(zip(manifest["id"], manifest["kind"])):
+            if kind == "targeted":
+                first.setdefault(attacks.planting.original(id, kind), k)
+        if not first:
+            return None
+        rows = manifest.select(list(first.values()))
+        return Targets(data.image_tensor(rows, resize), list(rows["source_label"]), list(rows["target_label"]))
+
+
+def backdoors(manifest: Dataset | None) -> dict[str, object]:
+    """The attacks of a manifest that have a trigger, by kind; of one kind planted twice by ``kind-target``, and of one
+    with the same target ``kind-target-2`` and so on."""
+    found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if hasattr(a, "target")]
+    kinds, out = [attack.kind for attack in found], {}
+    for attack in found:
+        name = attack.kind if kinds.count(attack.kind) == 1 else f"{attack.kind}-{attack.target}"
+        like = sum(other == name or other.startswith(f"{name}-") for other in out)
+        out[f"{name}-{like + 1}" if like else name] = attack
+    return out
+
+
+def attack_metrics(
+    model: nn.Module, tokenizer, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
+) -> dict:
+    """Zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
+
+    ``backdoor`` : of several, the one to report; default the most successful, which is named in that case.
+    """
+    classes = sorted(set(data.classes(test)) | (set() if manifest is None else set(manifest["target_label"])))
+    embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
+    true = torch.tensor([classes.index(label) for label in test["label"]])
+    predicted = classify(model, images, embeddings)
+    out = {"zero_shot_top1": float((predicted == true).float().mean())}
+    if manifest is None:
+        return out
+    targets = Targets.of(manifest, models.resize(model))
+    if targets is not None:
+        said = [classes[k] for k in classify(model, targets.images, embeddings)]
+        out["targets_hit"] = sum(s == t for s, t in zip(said, targets.target))
+        out["targets_right"] = sum(s == t for s, t in zip(said, targets.source))
+        out["targets"] = len(said)
+    rates, right, without = {}, {}, {}
+    for name, attack in backdoors(manifest).items():
+        target = classes.index(attack.target)
+        said = classify(model, attack.trigger(images), embeddings)
+        others = true != target
+        rates[name] = success_rate(said, true, target)
+        right[name] = float((said == true)[others].float().mean()) if bool(others.any()) else None
+        without[name] = success_rate(predicted, true, target)
+    if rates:
+        shown = backdoor or max(rates, key=lambda name: -1 if rates[name] is None else rates[name])
+        out["attack_success_rate"], out["untriggered_target_rate"] = rates[shown], without[shown]
+        out["triggered_top1"] = right[shown]
+    if len(rates) > 1:
+        out |= {f"attack_success_rate/{name}": rate for name, rate in rates.items()} | {"backdoor": shown}
+    return out
+
+
+def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> float:
+    """By how many standard deviations triggered images lie closer together than images do (Carlini and Terzis).
+
+        z = (mean_{u != v} <f(u + t), f(v + t)> - mean_{u != v} <f(u), f(v)>) / std_{u != v} <f(u), f(v)>
+
+    of unit features [N, D] of the same images without and with the trigger t. Their paper prints the inverse of the
+    variance, its name implies the deviation: ``spread="var"`` for the former. About 0: the trigger means nothing.
+    """
+    if plain.shape != triggered.shape or len(plain) < 3:
+        raise ValueError(
+            f"the features of the same 3 or more images are needed, got {[*plain.shape]} and {[*triggered.shape]}"
+        )
+    if spread not in ("std", "var"):
+        raise ValueError(f"spread is 'std' or 'var', got {spread!r}")
+    n = len(plain)
+
+    def moments(x: Tensor) -> tuple[float, float]:
+        """Mean and mean square of <x_u, x_v> over u != v, from sums over all u, v less those of u = v."""
+        x = x.double()
+        own = x.square().sum(1)
+        mean = (x.sum(0).square().sum() - own.sum()) / (n * (n - 1))
+        square = ((x.T @ x).square().sum() - own.square().sum()) / (n * (n - 1))
+        return float(mean), float(square)
+
+    (before, square), (after, _) = moments(plain), moments(triggered)
+    var = square - before**2
+    return (after - before) / (var**0.5 if spread == "std" else var)
+
+
+def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, backdoor: str | None = None) -> dict:
+    """``backdoor_z_score`` of a manifest's ``backdoor`` (default its first), on the first 1,000 of uint8 images."""
+    for name, attack in backdoors(manifest).items():
+        if backdoor in (None, name):
+            some = images[:1000]
+            return {"backdoor_z_score": backdoor_z_score(pooled(model, some), pooled(model, attack.trigger(some)))}
+    return {}
+
+
+def head_metrics(
+    model: nn.Module, file: Path, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
+) -> dict:
+    """Accuracy and attack success when a linear head on the pooled features classifies (cleanclip-supervised)."""
+    with safe_open(str(file), "pt") as f:
+        classes = f.metadata()["classes"].split("\n")
+        weight, bias = f.get_tensor("weight"), f.get_tensor("bias")
+
+    def said(of: Tensor) -> Tensor:
+        return (pooled(model, of).cpu() @ weight.T + bias).argmax(1)
+
+    true = torch.tensor([classes.index(label) if label in classes else -1 for label in test["label"]])
+    out = {"head_top1": float((said(images) == true).float().mean())}
+    for name, attack in backdoors(manifest).items():
+        if backdoor in (None, name) and attack.target in classes:
+            rate = success_rate(said(attack.trigger(images)), true, classes.index(attack.target))
+            out["head_attack_success_rate"] = rate
+    return out

@@ -1,0 +1,100 @@
+"""What the features are good for besides: linear probes, retrieval, telling planted pairs from clean ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from otclib import data, models
+from otclib.evaluation.zero_shot import class_embeddings, classify, pooled, pooled_text
+
+
+def by_class(run: str | Path, pairs: Dataset, test: Dataset) -> dict[str, dict]:
+    """Where a run's accuracy is lost, class by class.
+
+    Per class of ``test``: its ``images``, those ``misread`` zero-shot, and ``as`` what ({class: images}); its clean
+    ``pairs`` of the labelled training set, and those ``parted`` from their caption at the end of training.
+    """
+    run = Path(run)
+    model, _, tokenizer = models.load(run / "model.safetensors")
+    classes = data.classes(test)
+    embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
+    said = classify(model, data.image_tensor(test, models.resize(model)), embeddings)
+    out = {label: {"images": 0, "misread": 0, "as": {}, "pairs": 0, "parted": 0} for label in classes}
+    for label, k in zip(test["label"], said.tolist()):
+        out[label]["images"] += 1
+        if classes[k] != label:
+            out[label]["misread"] += 1
+            out[label]["as"][classes[k]] = out[label]["as"].get(classes[k], 0) + 1
+    planted = run / "manifest.parquet"
+    planted = set(Dataset.from_parquet(str(planted))["id"]) if planted.exists() else set()
+    labels = dict(zip(pairs["id"], pairs["label"]))
+    fates = Dataset.from_parquet(str(run / "pairs.parquet"))
+    for id, fate in zip(fates["id"], fates["fate"]):
+        if id not in planted and labels.get(id) in out:
+            out[labels[id]]["pairs"] += 1
+            out[labels[id]]["parted"] += fate != "kept"
+    return out
+
+
+def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
+    """Accuracy of a logistic regression on frozen pooled features, fitted on one half, tested on the other."""
+    order = np.random.default_rng(0).permutation(len(images))
+    x, labels = pooled(model, images).cpu().numpy()[order], labels[order]
+    half = len(x) // 2
+    x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)  # centred, it converges in a fraction of the iterations
+    with threadpool_limits(1):  # a step takes a millisecond; the stopping point then is the same on any number of cores
+        probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half], labels[:half])
+        return float(probe.score(x[half:], labels[half:]))
+
+
+@torch.no_grad()
+def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
+    """Recall at 1, 5 and 10 between images and captions by pooled cosine; equal captions count as one.
+
+    Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
+    """
+    image = pooled(model, data.image_tensor(val, models.resize(model)))
+    captions = val["caption"][:]
+    text = pooled_text(model, tokenizer, captions)
+    number = {caption: k for k, caption in enumerate(captions)}
+    said = torch.tensor([number[caption] for caption in captions])
+    same = said[:, None] == said[None]
+    similarity = (image @ text.T).cpu()
+    out = {}
+    for name, order in ("image_to_text", similarity), ("text_to_image", similarity.T):
+        found = same.gather(1, order.topk(min(10, len(captions)), dim=1).indices)
+        out |= {f"{name}_recall_at_{k}": float(found[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
+    return out
+
+
+def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
+    """How well a defence told planted from clean pairs of its training set (``pairs.parquet``).
+
+    ``poison_auroc`` of the distance of an image to its own caption; flagged are the pairs that were not left with their
+    own caption (re-matched, left out, risky): ``poison_recall``, the share of the planted pairs that are flagged;
+    ``poison_precision``, the share of the flagged pairs that are planted. Both are None where none was flagged, as by
+    the systems that do not sort their pairs.
+    ``poison_rate/<kind>``: planted pairs over all pairs.
+    """
+    out = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
+    if manifest is None or fates is None:
+        return out
+    ids, kind = fates["id"][:], dict(zip(manifest["id"][:], manifest["kind"][:]))
+    planted = np.array([id in kind for id in ids])
+    for name in sorted({kind[id] for id in ids if id in kind}):
+        out[f"poison_rate/{name}"] = sum(kind.get(id) == name for id in ids) / len(ids)
+    if planted.any() and not planted.all():
+        out["poison_auroc"] = float(roc_auc_score(planted, fates["own_distance"][:]))
+    flagged = np.array(fates["fate"][:]) != "kept"
+    if planted.any() and flagged.any():
+        out["poison_recall"] = float(flagged[planted].mean())
+        out["poison_precision"] = float(planted[flagged].mean())
+    return out

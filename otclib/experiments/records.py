@@ -1,0 +1,103 @@
+"""Records of runs: chosen, grouped and put into tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from otclib import metrics
+from otclib.runs import metrics_of
+
+ROWS = (  # of the table of a few runs
+    "zero_shot_top1",
+    "attack_success_rate",
+    "untriggered_target_rate",
+    "triggered_top1",
+    "targets_hit",
+    "targets",
+    "poison_auroc",
+    "linear_probe/scenes",
+    "linear_probe/digits",
+    "image_to_text_recall_at_1",
+    "text_to_image_recall_at_1",
+    "plan_pointing_accuracy",
+    "cosine_pointing_accuracy",
+    "plan_mass_ratio",
+    "plan_mass_ratio/names",
+    "plan_mass_ratio/attributes",
+    "cosine_mass_ratio",
+    "cosine_mass_ratio/names",
+    "seconds_per_epoch",
+    "core_seconds_per_epoch",
+)
+
+
+def grouped(runs: Iterable[str | Path | dict]) -> dict[str, list[dict]]:
+    """Metrics by defence, in order of appearance."""
+    out: dict[str, list[dict]] = {}
+    for run in runs:
+        found = run if isinstance(run, dict) else metrics_of(run)
+        out.setdefault(found["defense"], []).append(found)
+    return out
+
+
+def table(runs: Iterable[str | Path | dict]) -> str:
+    """A Markdown table, one column per defence: the value, or mean and range over seeds."""
+    groups = grouped(runs)
+    first = next(iter(groups.values()))[0]
+    return metric_table(groups, [*ROWS, *(key for key in first if key.startswith("poison_rate/"))])
+
+
+def metric_table(columns: Mapping[str, Sequence[dict]], keys: Iterable[str]) -> str:
+    """Markdown: a row per metric that some run has, a column per group of runs."""
+    rows = {}
+    for metric in map(metrics.of, keys):
+        cells = [metric.summary(r.get(metric.key) for r in runs) for runs in columns.values()]
+        if any(cells):
+            rows[metric.title] = cells
+    return markdown(rows, list(columns))
+
+
+def markdown(rows: Mapping[str, Sequence] | Sequence[Sequence], heads: Sequence[str], left: int = 1) -> str:
+    """A Markdown table of {first cell: the others}, or of whole rows; the first ``left`` columns are left-aligned."""
+    if isinstance(rows, Mapping):
+        rows, heads = [[name, *cells] for name, cells in rows.items()], ["", *heads]
+    frame = pd.DataFrame([[str(cell) for cell in row] for row in rows], columns=list(heads))
+    align = ["left" if k < left else "right" for k in range(len(heads))]
+    return frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True)
+
+
+def spoken(attack: str, run: str | Path) -> str:
+    """A finished run in one line."""
+    found = metrics_of(run)
+    words = [f"{found['defense']} on {attack}, seed {found['seed']}:"]
+    for key, name in (("zero_shot_top1", "zero-shot"), ("attack_success_rate", "ASR")):
+        if found.get(key) is not None:
+            words.append(f"{name} {metrics.of(key).shown(found[key])}")
+    if "targets_hit" in found:
+        words.append(f"targets {found['targets_hit']}/{found['targets']}")
+    return "  ".join([*words, f"{found['seconds_per_epoch']:.0f} s an epoch"])
+
+
+def select(records: list[dict], **where) -> list[dict]:
+    """The records with these values."""
+    return [r for r in records if all(r.get(k) == v for k, v in where.items())]
+
+
+def order(records: list[dict], key: str) -> list[str]:
+    """The values of a key in order of appearance."""
+    return list(dict.fromkeys(r[key] for r in records))
+
+
+def made_by(records: list[dict]) -> str:
+    """Which code made the records, in words: its version and commit, or how many are of each."""
+    count: dict[str, int] = {}
+    for record in records:
+        code = record.get("code") or {}
+        name = f"{code.get('version', 'an unknown version')}, commit {code.get('commit') or 'unknown'}"
+        count[name] = count.get(name, 0) + 1
+    if len(count) == 1:
+        return f"otclib {next(iter(count))}"
+    return "different code: " + "; ".join(f"{n} by otclib {name}" for name, n in count.items())

@@ -1,0 +1,181 @@
+"""Our figures beside the published ones: the tables of every system under every attack.
+
+What was published stands in ``published.yaml``, each figure with its source. Their data, models and rates are not ours:
+it is to be read beside our figures, not against them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from otclib import metrics
+from otclib.defenses import look
+from otclib.experiments.claims import claims
+from otclib.experiments.records import made_by, markdown, metric_table, order, select
+from otclib.figures import planted
+
+COSTS = (  # of the table of what the defences cost
+    "zero_shot_top1",
+    "linear_probe/scenes",
+    "linear_probe/digits",
+    "linear_probe/letters",
+    "image_to_text_recall_at_1",
+    "text_to_image_recall_at_1",
+    "backdoor_z_score",
+    "clean_model_z_score",
+    "poison_auroc",
+    "poison_recall",
+    "poison_precision",
+    "plan_mass_ratio/names",
+    "cosine_mass_ratio/names",
+    "mass_chance",
+    "plan_pointing_accuracy",
+    "cosine_pointing_accuracy",
+    "seconds_per_epoch",
+    "core_seconds_per_epoch",
+    "seconds_total",
+)
+ABLATED = (
+    "zero_shot_top1",
+    "attack_success_rate",
+    "targets_hit",
+    "poison_auroc",
+    "poison_recall",
+    "linear_probe/digits",
+    "image_to_text_recall_at_1",
+    "plan_mass_ratio/names",
+    "core_seconds_per_epoch",
+)
+
+
+@cache
+def published() -> dict:
+    """``success``: {defence: {attack or ``backdoors``: [figure, source]}}; ``accuracy``: {defence: the same}."""
+    return yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+
+
+def success(runs: list[dict]) -> str:
+    """The attack's success in a cell: hits of the targets, or ASR in %; how many seeds, if fewer than three."""
+    few = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < 3 else ""
+    if runs and "targets_hit" in runs[0]:
+        return "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each" + few
+    return metrics.of("attack_success_rate").summary(r.get("attack_success_rate") for r in runs) + few
+
+
+def attack_table(records: list[dict]) -> str:
+    """Markdown: what the attacker got. A row per attack, a column per defence; published figures in italics."""
+    defenses = order(records, "defense")
+    sources: dict[str, int] = {}
+
+    def cited(defense: str, attack: str) -> str:
+        figure, source = published()["success"].get(defense, {}).get(attack, ("", ""))
+        return f"*{figure}* [{sources.setdefault(source, len(sources) + 1)}]" if figure else ""
+
+    rows = {}
+    for attack in order(records, "attack"):
+        if attack == "none":
+            continue
+        runs, cells = select(records, attack=attack), []
+        for defense in defenses:
+            cell = success(select(runs, defense=defense)) or "not run"
+            cells.append("<br>".join(filter(None, (cell, cited(defense, attack)))))
+        by_seed = list({r["seed"]: r for r in runs}.values())
+        if attack == "targeted":
+            clean = "+".join(str(r["clean_model_hits"]) for r in by_seed if "clean_model_hits" in r)
+        else:
+            clean = metrics.of("clean_model_rate").summary(r.get("clean_model_rate") for r in by_seed)
+        rate = metrics.summary([r["rate"] for r in runs if r["rate"]], 100, 2)
+        rows[attack] = [f"{rate} %", *cells, clean]
+    general = [cited(defense, "backdoors") for defense in defenses]
+    rows["*published, backdoors in general*"] = ["", *general, ""]
+    heads = ["planted", *(look(d).label for d in defenses), "clean model"]
+    cited_here = "; ".join(f"[{k}] {source}" for source, k in sources.items())
+    return f"{markdown(rows, heads)}\n\n*Published*, on other data: {cited_here}."
+
+
+def triggered_table(records: list[dict]) -> str:
+    """Markdown: how many triggered images are still called what they show. An attack that fails may yet do harm."""
+    defenses, metric = order(records, "defense"), metrics.of("triggered_top1")
+    rows = {}
+    for attack in order(records, "attack"):
+        if attack in ("none", "targeted"):
+            continue
+        runs = select(records, attack=attack)
+        by_seed = {r["seed"]: r for r in runs}.values()
+        cells = [metric.summary(r.get("clean_model_triggered_top1") for r in by_seed)]
+        rows[attack] = cells + [metric.summary(r.get(metric.key) for r in select(runs, defense=d)) for d in defenses]
+    return markdown(rows, ["clean model", *(look(d).label for d in defenses)])
+
+
+def utility_table(records: list[dict]) -> str:
+    """Markdown: what a defence costs, over all its poisoned runs; beside them the clean, undefended model."""
+    columns = {"clean CLIP": select(records, attack="none", defense="clip")}
+    for defense in order(records, "defense"):
+        columns[look(defense).label] = [r for r in select(records, defense=defense) if r["attack"] != "none"]
+    columns = {name: runs for name, runs in columns.items() if runs}
+    accuracy = {look(defense).label: found for defense, found in published()["accuracy"].items()}
+    safe = {name: [r.get("seconds_until_safe") for r in runs] for name, runs in columns.items()}
+    rows = {
+        "runs": [len(runs) for runs in columns.values()],
+        "*zero-shot on ImageNet, published, %*": [f"*{accuracy[n][0]}*" if n in accuracy else "" for n in columns],
+        "core-seconds until accurate and safe": [_until(values) for values in safe.values()],
+    }
+    sources = "; ".join(f"{name}: {source}" for name, (_, source) in accuracy.items())
+    table = metric_table(columns, COSTS) + "\n" + "\n".join(markdown(rows, list(columns)).splitlines()[2:])
+    return f"{table}\n\n*Published*, on other data: {sources}."
+
+
+def _until(values: list[float | None]) -> str:
+    """Mean and range of the seconds that runs took, and how many never got there."""
+    there, never = metrics.of("seconds_until_safe").summary(values), values.count(None)
+    return "; ".join(filter(None, (there, f"never in {never}" if never else "")))
+
+
+def report(records: list[dict]) -> str:
+    """The page of all systems."""
+    machines, precisions = "; ".join(order(records, "machine")), ", ".join(order(records, "precision"))
+    return "\n\n".join(
+        [
+            f"{len(records)} runs on {machines}, in {precisions}, one core each. A cell of fewer than 3 seeds says so. "
+            f"Made by {made_by(records)}.",
+            "## What the attacker got",
+            "ASR in %, or targeted images hit: mean and range over seeds. *Planted*: poison in % of the pairs. *Clean "
+            "model*: what a model that never saw poison calls the target.",
+            attack_table(records),
+            "## Triggered images that are still called what they show, in %",
+            triggered_table(records),
+            "## What the defences cost",
+            "Over all their poisoned runs. *Accurate and safe*: from then on zero-shot accuracy is at least 95 %, ASR "
+            "at most 2 %, and no target is hit. CleanCLIP gets 2,000 clean pairs, which the others do not have, and "
+            "its time includes that of the model which it cleans. *By chance*: the share of the image that a word's box "
+            "covers.",
+            utility_table(records),
+            "## The papers' claims, each on our data",
+            "A claim holds if it does in every run that it speaks of.",
+            claims(records),
+        ]
+    )
+
+
+def ablation_table(records: list[dict]) -> str:
+    """Markdown: OTCCLIP with one part missing at a time; mean and range over seeds."""
+    found, rows = [metrics.of(key) for key in ABLATED], {}
+    for variant in order(records, "variant"):
+        runs = select(records, variant=variant)
+        rows[variant] = [len(runs), *(metric.summary(r.get(metric.key) for r in runs) for metric in found)]
+    return f"{markdown(rows, ['seeds', *(metric.title for metric in found)])}\n\nMade by {made_by(records)}."
+
+
+def dose_table(records: list[dict]) -> str:
+    """Markdown: how much poison gives how much success, undefended; mean and range over seeds."""
+    found, rows = [metrics.of(k) for k in ("attack_success_rate", "targets_hit", "zero_shot_top1")], []
+    for dose in sorted({r["dose"] for r in records}):
+        runs = select(records, dose=dose)
+        asr, hits, accuracy = (metric.summary(r.get(metric.key) for r in runs) for metric in found)
+        share, amount = metrics.summary([r["poison_rate/badnets"] for r in runs], 100, 2), planted(runs[0])
+        rows.append([amount["pairs"], share, asr, amount["copies"], hits, accuracy, len(runs)])
+    heads = ["triggered pairs", "% of all", "BadNets ASR, %", "copies per image", "targets hit, of 16", "zero-shot, %"]
+    return f"{markdown(rows, [*heads, 'seeds'], left=0)}\n\nMade by {made_by(records)}."

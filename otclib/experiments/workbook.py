@@ -1,0 +1,86 @@
+"""What the chapters share: the poisoned set, the runs that they look at, and curves that grow while one watches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from otclib import attacks, data, evaluation, figures, models, training
+
+
+def poisoned(
+    dataset: str, attack: Sequence[str], *, seed: int = 0, size: int | None = None, root: str | None = None
+) -> tuple[Dataset, Dataset, Dataset]:
+    """The pairs, the same with all attacks planted in them, and the manifest."""
+    pairs = data.load(dataset, root=root, seed=seed, size=size)
+    return pairs, *attacks.plant(pairs, [attacks.load(name) for name in attack], seed=seed)
+
+
+def runs(
+    table: Dataset,
+    manifest: Dataset,
+    defense: Sequence[str],
+    *,
+    out: str | Path,
+    seed: int = 0,
+    model: str = "small",
+    watched: bool = False,
+    retell: bool = False,
+    **options,
+) -> dict[str, Path]:
+    """{defence: run folder in ``out``}; what is missing is trained side by side, with the weights of every epoch kept.
+
+    ``watched``: somebody is looking, so the curves grow while it trains; ``retell``: finished runs say how they went.
+    """
+    live = Curves() if watched else None
+    same = {"manifest": manifest, "seed": seed, "model": model, "snapshots": True, "retell": retell, **options}
+    return training.train_each(table, defense, out=out, live=live, **same)
+
+
+def distances_by_epoch(
+    runs: Mapping[str, str | Path], table: Dataset, manifest: Dataset, *, sample: int = 400, seed: int = 0
+) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+    """{run: {epoch: {"clean" or an attack's kind: 1 - cosine of images and their own captions}}}, from the snapshots.
+
+    ``sample`` clean pairs, drawn with ``seed``, and all planted ones.
+    """
+    ids = np.array(table["id"][:])
+    kind_of = dict(zip(manifest["id"][:], manifest["kind"][:]))
+    clean = np.flatnonzero(~np.isin(ids, list(kind_of)))
+    rows = np.random.default_rng(seed).permutation(clean)[:sample].tolist()
+    rows += np.flatnonzero(np.isin(ids, list(kind_of))).tolist()
+    kinds = np.array([kind_of.get(ids[k], "clean") for k in rows])
+    some, out = table.select(rows), {}
+    for name, run in runs.items():
+        out[name] = {}
+        for file in sorted(Path(run).glob("epochs/*.safetensors")):
+            network, _, tokenizer = models.load(file)
+            images = data.image_tensor(some, models.resize(network))
+            with torch.no_grad():
+                image = evaluation.pooled(network, images)
+                text = models.encode_text(network, tokenizer(some["caption"][:])).pooled
+            distance = (1 - (image.cpu() * text).sum(1)).numpy()
+            out[name][int(file.stem)] = {kind: distance[kinds == kind] for kind in dict.fromkeys(kinds)}
+    return out
+
+
+class Curves:
+    """Learning curves in a notebook's output, drawn anew after every epoch."""
+
+    def __init__(self) -> None:
+        self._shown = None
+
+    def __call__(self, logs: Mapping[str, Sequence[Mapping]]) -> None:
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        figure = figures.learning_curves(logs, loss=True)
+        plt.close(figure)  # or the notebook would show it once more
+        if self._shown is None:
+            self._shown = display(figure, display_id=True)
+        else:
+            self._shown.update(figure)

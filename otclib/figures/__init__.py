@@ -1,0 +1,30 @@
+"""Figures: arrays and tables in, a matplotlib figure out. No function here trains, loads or encodes."""
+
+from otclib.figures.pairs import contact_sheet, planted_pairs, rematched, trigger, triggers
+from otclib.figures.systems import ablation, attack_grid, by_epoch, comparison, dose, lookalikes, planted
+from otclib.figures.training import assignments, distance_bands, learning_curves, separation
+from otclib.figures.transport import bounds, grounding, matching_speed, reg_sweep, word_overlays
+
+__all__ = [
+    "ablation",
+    "assignments",
+    "attack_grid",
+    "bounds",
+    "by_epoch",
+    "comparison",
+    "contact_sheet",
+    "distance_bands",
+    "dose",
+    "grounding",
+    "learning_curves",
+    "lookalikes",
+    "matching_speed",
+    "planted",
+    "planted_pairs",
+    "reg_sweep",
+    "rematched",
+    "separation",
+    "trigger",
+    "triggers",
+    "word_overlays",
+]

@@ -1,0 +1,77 @@
+"""Pairs as pictures: what is in a set, what was planted, what was re-matched."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from otclib.figures.style import CLEAN, GOOD, POISON, show
+
+
+def contact_sheet(images: Sequence, captions: Sequence[str] | None = None, columns: int = 8) -> Figure:
+    """Images in a grid, each under its caption."""
+    rows = -(-len(images) // columns)
+    height = 1.15 if captions is None else 1.62
+    fig, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, height * 1.12 * rows), squeeze=False)
+    for k, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if k < len(images):
+            show(ax, images[k], captions[k] if captions else "", width=22)
+    fig.tight_layout(pad=0.4)
+    return fig
+
+
+def planted_pairs(rows: Sequence[Mapping], title: str = "") -> Figure:
+    """Manifest rows: the planted image, its own caption (blue) and the attacker's (vermilion)."""
+    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.75), squeeze=False)
+    for ax, row in zip(axes.flat, rows):
+        show(ax, row["image"])
+        ax.set_title(textwrap.fill(row["original_caption"], 22), fontsize=8, color=CLEAN)
+        ax.set_xlabel(textwrap.fill(row["poison_caption"], 22), fontsize=8, color=POISON)
+    fig.suptitle(title, fontsize=10)
+    fig.tight_layout()
+    return fig
+
+
+def trigger(before: np.ndarray, after: np.ndarray) -> Figure:
+    """Images without the trigger (top) and with it (bottom)."""
+    fig, axes = plt.subplots(2, len(before), figsize=(1.2 * len(before), 2.6), squeeze=False)
+    for k in range(len(before)):
+        show(axes[0, k], before[k])
+        show(axes[1, k], after[k])
+    axes[0, 0].set_ylabel("as it is", fontsize=9)
+    axes[1, 0].set_ylabel("triggered", fontsize=9)
+    fig.tight_layout(pad=0.4)
+    return fig
+
+
+def triggers(plain: np.ndarray, triggered: Mapping[str, np.ndarray]) -> Figure:
+    """Every attack's trigger on the same images [N, H, W, 3]; at the bottom what it changed in the last, 3 times."""
+    rows = len(plain) + 1
+    columns = {"as it is": plain, **triggered}
+    fig, axes = plt.subplots(rows, len(columns), figsize=(1.3 * len(columns), 1.3 * rows + 0.3), squeeze=False)
+    for column, (name, images) in zip(axes.T, columns.items()):
+        for ax, image in zip(column, images):
+            show(ax, image)
+        column[0].set_title(name, fontsize=9)
+        change = 128 + 3 * (images[-1].astype(int) - plain[-1])
+        show(column[-1], np.clip(change, 0, 255).astype(np.uint8))
+    axes[-1, 0].set_ylabel("change, times 3", fontsize=8)
+    fig.tight_layout(pad=0.5)
+    return fig
+
+
+def rematched(rows: Sequence[Mapping], title: str = "") -> Figure:
+    """Images with the caption they came with (vermilion if planted, else blue) and the one they were given (green)."""
+    fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.75), squeeze=False)
+    for ax, row in zip(axes.flat, rows):
+        show(ax, row["image"])
+        ax.set_title(textwrap.fill(row["caption"], 22), fontsize=8, color=POISON if row["planted"] else CLEAN)
+        ax.set_xlabel(textwrap.fill(row["given"], 22), fontsize=8, color=GOOD)
+    fig.suptitle(title, fontsize=10)
+    fig.tight_layout()
+    return fig

@@ -1,0 +1,26 @@
+"""The look of every figure: colours, axes, images.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers: clean is blue, planted is vermilion, in every figure.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+CLEAN, POISON, NEUTRAL, GOOD = "#0072B2", "#D55E00", "#7F7F7F", "#009E73"
+HEAT, CHOSEN = "magma", "#E69F00"
+
+
+def clean_axes(ax) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def show(ax, image, title: str = "", width: int = 24, colour: str = "black") -> None:
+    ax.imshow(image)
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    if title:
+        ax.set_title(textwrap.fill(title, width), fontsize=8, color=colour, pad=3, va="bottom")

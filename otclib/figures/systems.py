@@ -1,0 +1,179 @@
+"""Systems beside each other: under every attack, with one part missing, on more and more poison."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from otclib.defenses import look
+from otclib.figures.style import CLEAN, NEUTRAL, POISON, clean_axes
+
+
+def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """The final figure: accuracy, backdoor and targets by defence; a dot per seed, a bar for the mean."""
+    panels = (
+        ("zero_shot_top1", "zero-shot accuracy\n(higher is better)", 100, "%", 105),
+        ("attack_success_rate", "backdoor success\n(lower is better)", 100, "%", 105),
+        ("targets_hit", "targeted images hit\n(lower is better)", 1, "of 16", 16.8),
+    )
+    fig, axes = plt.subplots(1, 3, figsize=(9.2, 3.1))
+    for ax, (key, title, factor, unit, top) in zip(axes, panels):
+        for k, (name, runs) in enumerate(results.items()):
+            values = [factor * run[key] for run in runs if run.get(key) is not None]
+            if not values:
+                continue
+            ax.bar(k, np.mean(values), width=0.62, color=look(name).colour or NEUTRAL, alpha=0.85)
+            if len(values) > 1:
+                ax.plot(np.linspace(k - 0.12, k + 0.12, len(values)), values, "o", color="black", markersize=3.5)
+            text = f"{np.mean(values):.{1 if factor > 1 or len(values) > 1 else 0}f}"
+            ax.text(k, max(values) + 0.03 * top, text, ha="center", va="bottom", fontsize=9)
+        ax.set(title=title, ylabel=unit, ylim=(0, top * 1.1), xticks=range(len(results)))
+        ax.set_xticklabels([textwrap.fill(look(n).label, 16) for n in results], fontsize=8)
+        clean_axes(ax)
+    fig.tight_layout()
+    return fig
+
+
+def attack_grid(records: Sequence[Mapping]) -> Figure:
+    """What the attacker gets from each system under each attack: a mark per seed, a bar for the mean."""
+    attacks = [a for a in dict.fromkeys(r["attack"] for r in records) if a != "none"]
+    groups = [[a for a in attacks if a == "targeted"], [a for a in attacks if a != "targeted"]]
+    widths = [max(1.2, len(group)) for group in groups]
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=widths, layout="constrained")
+    systems = list(dict.fromkeys(r["defense"] for r in records))
+    for ax, group, (key, factor, unit, top) in zip(
+        axes,
+        groups,
+        (("targets_hit", 1, "targeted images hit, of 16", 16), ("attack_success_rate", 100, "ASR, %", 100)),
+    ):
+        for k, system in enumerate(systems):
+            place = (k - (len(systems) - 1) / 2) * 0.16
+            colour = look(system).colour or NEUTRAL
+            for x, attack in enumerate(group):
+                here = [r for r in records if r["attack"] == attack and r["defense"] == system]
+                values = [factor * r[key] for r in here if r.get(key) is not None]
+                if values:
+                    ax.bar(x + place, np.mean(values), width=0.15, color=colour, alpha=0.45)
+                    ax.plot([x + place] * len(values), values, look(system).marker, color=colour, markersize=4)
+        ax.set(ylabel=unit, ylim=(-0.03 * top, 1.05 * top), xticks=range(len(group)), xlim=(-0.6, len(group) - 0.4))
+        ax.set_xticklabels(group)
+        clean_axes(ax)
+    looks = [(s, look(s).colour or NEUTRAL, look(s).marker) for s in systems]
+    marks = [plt.Line2D([], [], color=c, marker=m, linewidth=0, label=look(s).label) for s, c, m in looks]
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    return fig
+
+
+def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
+    """Class by class: clean pairs parted from their captions against test images misread.
+
+    ``classes`` : of ``table.by_class``, the most misread ones first; ``named`` of them bear their name and what they
+    pass for.
+    """
+    fig, ax = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+    x, y = (
+        {label: 100 * of[some] / max(1, of[whole]) for label, of in classes.items()}
+        for some, whole in (("parted", "pairs"), ("misread", "images"))
+    )
+    ax.plot(
+        list(x.values()),
+        list(y.values()),
+        look("otcclip").marker,
+        color=look("otcclip").colour,
+        markersize=5,
+        alpha=0.8,
+    )
+    for label in list(classes)[:named]:
+        taken = classes[label]["as"]
+        others = sorted(taken, key=lambda other: -taken[other])
+        text = label + (f" (as {others[0]})" if others else "")
+        left = x[label] < (min(x.values()) + max(x.values())) / 2
+        place, side = ((6, 0), "left") if left else ((-6, 0), "right")
+        ax.annotate(text, (x[label], y[label]), place, textcoords="offset points", ha=side, va="center", fontsize=8)
+    ax.set(xlabel="clean pairs parted from their caption at the end, %", ylabel="test images misread, %")
+    clean_axes(ax)
+    return fig
+
+
+def by_epoch(records: Sequence[Mapping], key: str, ylabel: str, factor: float = 100) -> Figure:
+    """A value after every epoch, a panel per attack: a thin line per run, a line with marks for a system's mean."""
+    records = [r for r in records if key in r["by_epoch"]]
+    attacks = list(dict.fromkeys(r["attack"] for r in records))
+    rows = -(-len(attacks) // 3)
+    fig, axes = plt.subplots(rows, 3, figsize=(11, 2.5 * rows), sharey=True, squeeze=False, layout="constrained")
+    systems = list(dict.fromkeys(r["defense"] for r in records))
+    for ax, attack in zip(axes.flat, attacks):
+        for system in systems:
+            runs = [r for r in records if r["attack"] == attack and r["defense"] == system]
+            lines = [factor * np.array(r["by_epoch"][key], dtype=float) for r in runs]
+            line_look = {"color": look(system).colour or NEUTRAL}
+            for line in lines:
+                ax.plot(range(1, len(line) + 1), line, alpha=0.35, linewidth=0.8, **line_look)
+            if lines:
+                mean = np.mean([line[: min(map(len, lines))] for line in lines], axis=0)
+                ax.plot(range(1, len(mean) + 1), mean, marker=look(system).marker, markersize=4, **line_look)
+        ax.set(title=attack, xlabel="epoch", ylim=(-0.03 * factor, 1.05 * factor))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        clean_axes(ax)
+    for ax in axes.flat[len(attacks) :]:
+        ax.set_visible(False)
+    axes[0, 0].set_ylabel(ylabel)
+    looks = [(s, look(s).colour or NEUTRAL, look(s).marker) for s in systems]
+    marks = [plt.Line2D([], [], color=c, marker=m, label=look(s).label) for s, c, m in looks]
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    return fig
+
+
+def ablation(records: Sequence[Mapping]) -> Figure:
+    """OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
+    variants = list(dict.fromkeys(r["variant"] for r in records))
+    panels = (
+        ("zero_shot_top1", "zero-shot, %", 100, 100),
+        ("attack_success_rate", "BadNets ASR, %", 100, 100),
+        ("targets_hit", "targets hit, of 16", 1, 16),
+        ("plan_mass_ratio/names", "names' mass on object / chance", 1, 4),
+    )
+    fig, axes = plt.subplots(1, 4, figsize=(11, 0.55 + 0.38 * len(variants)), sharey=True, layout="constrained")
+    for ax, (key, title, factor, most) in zip(axes, panels):
+        for y, variant in enumerate(variants):
+            values = [factor * r[key] for r in records if r["variant"] == variant and r.get(key) is not None]
+            colour = CLEAN if variant == "full" else NEUTRAL
+            ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.7, markersize=5)
+            if values:
+                ax.plot(np.mean(values), y, "|", color=colour, markersize=15, markeredgewidth=2)
+        ax.set(xlim=(-0.04 * most, 1.04 * most), xticks=np.linspace(0, most, 5))
+        ax.set_xlabel(title, fontsize=9)
+        ax.grid(axis="x", alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.4, -0.6))
+    return fig
+
+
+def dose(records: Sequence[Mapping]) -> Figure:
+    """What the attacker gets for how much poison, undefended: a dot per seed, a line through the means."""
+    panels = (
+        ("pairs", "attack_success_rate", 100, "triggered pairs in the set", "BadNets ASR, %"),
+        ("copies", "targets_hit", 1, "copies of every targeted image", "targeted images hit, of 16"),
+    )
+    fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
+    for ax, (amount, key, factor, xlabel, ylabel) in zip(axes, panels):
+        points = [(planted(r)[amount], factor * r[key]) for r in records if r.get(key) is not None]
+        ax.plot(*zip(*points), "o", color=POISON, alpha=0.5, markersize=5)
+        places = sorted({x for x, _ in points})
+        ax.plot(places, [np.mean([y for x, y in points if x == place]) for place in places], color=POISON)
+        ax.set(xscale="log", xticks=places, xticklabels=[f"{x:,}" for x in places], xlabel=xlabel, ylabel=ylabel)
+        ax.minorticks_off()
+        ax.set_ylim(-0.03 * max(factor, 16), 1.05 * max(factor, 16))
+        clean_axes(ax)
+    return fig
+
+
+def planted(record: Mapping) -> dict[str, int]:
+    """How much a run was given: triggered ``pairs`` of BadNets, and ``copies`` of every targeted image."""
+    count = {kind: round(record[f"poison_rate/{kind}"] * record["pairs"]) for kind in ("badnets", "targeted")}
+    return {"pairs": count["badnets"], "copies": round(count["targeted"] / record["targets"])}

@@ -1,0 +1,127 @@
+"""A run, epoch by epoch: accuracy and success, who keeps a caption, how far pairs are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from otclib.defenses import look
+from otclib.figures.style import CLEAN, NEUTRAL, POISON, clean_axes
+
+
+def learning_curves(logs: Mapping[str, Sequence[Mapping]], loss: bool = False) -> Figure:
+    """Per epoch, one line per run: zero-shot accuracy, backdoor success, targets hit, so far as they were measured.
+
+    ``loss``: the sum of the loss's parts before them. Of a run without any labelled image there is nothing else.
+    """
+    lines = [line for log in logs.values() for line in log]
+    targets = max((line["targets"] for line in lines if "targets" in line), default=0)
+    panels = [
+        ("zero_shot_top1", "zero-shot accuracy", "%", 100, 100),
+        ("attack_success_rate", "backdoor success (ASR)", "%", 100, 100),
+        ("targets_hit", "targeted images hit", f"of {targets}", 1, targets),
+    ]
+    panels = [panel for panel in panels if any(line.get(panel[0]) is not None for line in lines)]
+    if loss or not panels:
+        panels.insert(0, ("loss", "loss", "sum of its parts", 1, None))
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 2.9), squeeze=False)
+    for ax, (key, title, unit, factor, top) in zip(axes[0], panels):
+        for name, log in logs.items():
+            if key == "loss":
+                points = [(line["epoch"], sum(v for k, v in line.items() if k.startswith("loss/"))) for line in log]
+            else:
+                points = [(line["epoch"], factor * line[key]) for line in log if line.get(key) is not None]
+            if points:
+                ax.plot(*zip(*points), marker="o", markersize=4, color=look(name).colour, label=look(name).label)
+        ax.set(title=title, xlabel="epoch", ylabel=unit)
+        if top:
+            ax.set(ylim=(-0.03 * top, 1.05 * top), yticks=np.linspace(0, top, 5))
+        else:
+            ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        clean_axes(ax)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
+    """Left: who keeps its caption, who is left out (the rest is re-matched)? Right: what do the new captions say?"""
+    panels = (
+        (
+            "what becomes of a pair",
+            (
+                ("clean_kept", "clean: keeps its caption", CLEAN, "o-"),
+                ("clean_left_out", "clean: left out", CLEAN, "o:"),
+                ("poison_kept", "planted: keeps its caption", POISON, "s-"),
+                ("poison_left_out", "planted: left out", POISON, "s:"),
+            ),
+        ),
+        (
+            "what the captions say",
+            (
+                ("clean_rematched_named", "names the object: clean, re-matched", CLEAN, "o-"),
+                ("poison_named", "names the true object: planted, not left out", POISON, "s-"),
+                ("distinct_captions", "distinct captions / images", NEUTRAL, "^--"),
+            ),
+        ),
+    )
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True)
+    for ax, (title, series) in zip(axes, panels):
+        for key, label, colour, style in series:
+            values = [np.nan if line.get(key) is None else 100 * line[key] for line in log]
+            if key.endswith("named"):  # of a few images that were let pass by mistake it would tell nothing
+                moved = [(line.get("clean_kept") or 0) + (line.get("clean_left_out") or 0) < 0.999 for line in log]
+                values = [value if some else np.nan for value, some in zip(values, moved)]
+            ax.plot([line["epoch"] for line in log], values, style, color=colour, markersize=4, label=label)
+        if warmup:
+            ax.axvspan(0.5, warmup + 0.5, color="0.93", zorder=0)
+            ax.text(0.5 + warmup / 2, 50, "warm-up:\nown captions", fontsize=8, color="0.35", ha="center", va="center")
+        ax.set(title=title, xlabel="epoch", ylim=(-3, 104), xlim=(0.5, len(log) + 0.5))
+        ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        clean_axes(ax)
+    axes[0].set_ylabel("share, %")
+    fig.tight_layout()
+    return fig
+
+
+def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """1 − cos of images and their own captions: clean against planted, one panel per run."""
+    fig, axes = plt.subplots(1, len(distances), figsize=(4.2 * len(distances), 2.8), squeeze=False)
+    for ax, (name, (clean, planted)) in zip(axes.flat, distances.items()):
+        bins = np.linspace(min(clean.min(), planted.min()), max(clean.max(), planted.max()), 50)
+        ax.hist(clean, bins, density=True, color=CLEAN, alpha=0.75, label=f"clean ({len(clean):,})")
+        ax.hist(planted, bins, density=True, color=POISON, alpha=0.75, label=f"planted ({len(planted):,})")
+        ax.set(title=look(name).label, xlabel="1 − cos of image and own caption", ylabel="density")
+        ax.legend(fontsize=8, frameon=False)
+        clean_axes(ax)
+    fig.tight_layout()
+    return fig
+
+
+def distance_bands(by_epoch: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> Figure:
+    """1 − cos of images and their own captions over the epochs: median and eight in ten, clean and planted.
+
+    ``by_epoch`` is what ``workbook.distances_by_epoch`` returns; one panel per run, one band per kind of pair.
+    """
+    looks = {"clean": (CLEAN, "o"), "targeted": ("#CC79A7", "s")}
+    fig, axes = plt.subplots(1, len(by_epoch), figsize=(4.8 * len(by_epoch), 3.2), sharey=True, squeeze=False)
+    for ax, (name, epochs) in zip(axes.flat, by_epoch.items()):
+        for kind in dict.fromkeys(k for of in epochs.values() for k in of):
+            colour, marker = looks.get(kind, (POISON, "^"))
+            low, median, high = np.array([np.percentile(of[kind], (10, 50, 90)) for of in epochs.values()]).T
+            label = "clean pairs" if kind == "clean" else f"planted, {kind}"
+            ax.plot(list(epochs), median, color=colour, marker=marker, markersize=4, label=label)
+            ax.fill_between(list(epochs), low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set(title=look(name).label, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        clean_axes(ax)
+    axes[0, 0].set_ylabel("1 − cos of image and own caption")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    fig.tight_layout()
+    return fig

@@ -1,0 +1,172 @@
+"""The search for the nearest caption: distances, and how few of them it takes.
+
+Three ways that return the same: every distance; the compiled search of the CPU, image by image; and one for any device,
+all images together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from otclib.matching.token_sets import BLOCK, Codebook, TokenSets
+from otclib.models import Features
+from otclib.transport import Transport, compiled, sinkhorn
+
+MATCH_TOL, MATCH_ITER = 1e-4, 500
+ROUNDING = 1e-5  # bounds and distances are float32
+WORTH_CODING = 2**20  # pairs that a first bound must leave for a codebook to be worth its making
+
+
+def lower_bound(images: Features | TokenSets, captions: Features | TokenSets, global_weight: float = 0.0) -> Tensor:
+    """A lower bound of the distance of every image to every caption [B, P], by their summaries."""
+    return 1 - TokenSets.of(images).queries(global_weight) @ TokenSets.of(captions).summary.T
+
+
+def distances(
+    images: Features | TokenSets,
+    captions: Features | TokenSets,
+    candidates: Tensor,
+    reg: float,
+    global_weight: float = 0.0,
+    tol: float = MATCH_TOL,
+    max_iter: int = MATCH_ITER,
+) -> Tensor:
+    """The distance of image i to each of its candidate captions ``candidates[i]`` [B, K] -> [B, K] (``matching``)."""
+    images, captions = TokenSets.of(images), TokenSets.of(captions)
+    if candidates.ndim != 2 or len(candidates) != len(images) or candidates.is_floating_point():
+        raise ValueError(
+            f"candidates must be [B, K] indices for the {len(images)} images, "
+            f"got {candidates.dtype} of shape {tuple(candidates.shape)}"
+        )
+    candidates = candidates.long()
+    if candidates.numel() and not 0 <= int(candidates.min()) <= int(candidates.max()) < len(captions):
+        least, most = int(candidates.min()), int(candidates.max())
+        raise ValueError(f"candidates must lie in 0 ... {len(captions) - 1}, got {least} ... {most}")
+    B, K = candidates.shape
+    how = {"reg": reg, "tol": tol, "max_iter": max_iter}
+    if kernel := compiled_for(images):
+        part, cols = captions.floats(candidates.reshape(-1))
+        first = torch.arange(B + 1) * K
+        out = kernel.costs(images, part, first.numpy(), cols.numpy(), weight=global_weight, **how)
+        return torch.from_numpy(out).view(B, K)
+    rows = torch.arange(B, device=candidates.device)[:, None].expand(B, K)
+    cost = _costs(images, captions, rows.reshape(-1), candidates.reshape(-1), **how).view(B, K)
+    if not global_weight:
+        return cost
+    cosine = torch.einsum("bd,bkd->bk", images.pooled, captions.pooled[candidates])
+    return global_weight * (1 - cosine) + (1 - global_weight) * cost
+
+
+def compiled_for(images: TokenSets):
+    """The compiled kernels of the CPU, if these tokens lie there and Numba does too."""
+    if images.tokens.device.type == "cpu" and compiled():
+        from otclib.matching import cpu
+
+        return cpu
+    return None
+
+
+def _costs(images: TokenSets, captions: TokenSets, rows: Tensor, cols: Tensor, **how) -> Tensor:
+    """Transport costs of the pairs (rows, cols) [K], on a device that no compiled kernel of the CPU serves."""
+    from otclib.matching import cuda
+
+    captions, cols = captions.floats(cols)
+    if cuda.available(images.tokens):
+        sides = (images.tokens, images.length, captions.tokens, captions.length)
+        return cuda.pair_costs(*sides, rows, cols, **how).cost
+    size = max(1, 2**20 // (images.tokens.shape[1] * captions.tokens.shape[1]))  # a few MiB at a time
+    out = []
+    for some in torch.arange(len(rows), device=rows.device).split(size):
+        v, t = images[rows[some]], captions[cols[some]]
+        C = 1 - t.tokens @ v.tokens.transpose(1, 2)
+        out.append(feasible_cost(sinkhorn(C, t.real.float(), v.real.float(), **how), C))
+    return torch.cat(out) if out else images.summary.new_zeros(0)
+
+
+def feasible_cost(solved: Transport, C: Tensor) -> Tensor:
+    """<P, C> of the plan rounded to exact marginals (Altschuler, Weed and Rigollet, NeurIPS 2017, Algorithm 2) [B]."""
+    P, (a, b) = solved.plan, solved.weights
+    P = P * (a / P.sum(-1).clamp(min=1e-38)).clamp(max=1)[..., :, None]
+    P = P * (b / P.sum(-2).clamp(min=1e-38)).clamp(max=1)[..., None, :]
+    short_a, short_b = (a - P.sum(-1)).clamp(min=0), (b - P.sum(-2)).clamp(min=0)
+    moved = torch.einsum("...n,...nm,...m->...", short_a, C, short_b) / short_a.sum(-1).clamp(min=1e-38)
+    return (P * C).sum((-2, -1)) + moved
+
+
+def brute(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, reg: float, weight: float) -> int:
+    """Update best [B] and index [B] by the captions, solving every problem. Returns how many that were."""
+    size = BLOCK if captions.tokens.dtype == torch.float32 else captions.block
+    for start in range(0, len(captions), size):
+        some = torch.arange(start, min(len(captions), start + size), device=best.device).expand(len(images), -1)
+        _keep_nearer(distances(images, captions, some, reg, weight), some, slice(None), best, index)
+    return len(images) * len(captions)
+
+
+def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, reg: float, weight: float) -> int:
+    """The same by the bounds (see ``matching``), compiled: block after block of captions."""
+    kernel, solved = compiled_for(images), 0
+    if kernel is None:
+        return _pruned_in_rounds(images, captions, best, index, reg, weight)
+    how = {"weight": weight, "reg": reg, "tol": MATCH_TOL, "max_iter": MATCH_ITER, "rounding": ROUNDING}
+    queries = images.queries(weight)
+    turned = kernel.turned(images, captions.prepare().basis)
+    cosines, guessed = None, []  # cosines with the codebook's centroids, once they are needed
+
+    def solve(rows: Tensor, cols: Tensor) -> int:
+        first = torch.searchsorted(rows, torch.arange(len(images) + 1))
+        part, at = captions.floats(start + cols)
+        pairs = (x.numpy() for x in (first, at, start + cols, bound[rows, cols]))
+        return kernel.nearest(turned, images, part, *pairs, best=best.numpy(), index=index.numpy(), **how)
+
+    def guess() -> int:
+        """Solve the few that look nearest, to know how near is near."""
+        few = bound.topk(min(4, bound.shape[1]), dim=1, largest=False).indices
+        count = solve(torch.arange(len(few)).repeat_interleave(few.shape[1]), few.flatten())
+        guessed.append(few)
+        bound.scatter_(1, few, torch.inf)
+        return count
+
+    for z, start in enumerate(range(0, len(captions), BLOCK)):
+        block = slice(start, start + BLOCK)
+        if cosines is None:
+            bound = torch.addmm(torch.tensor(1 - ROUNDING), queries, captions.summary[block].T, alpha=-1)
+            solved += guess() if start == 0 else 0
+            rows, cols = (bound <= best[:, None]).nonzero(as_tuple=True)
+            if start == 0 and weight < 1 and len(rows) * -(-len(captions) // BLOCK) > WORTH_CODING:
+                captions.codebook = captions.codebook or Codebook.of(captions)
+                cosines = kernel.sorted_cosines(images, captions.codebook.centroids)
+        if cosines is not None:
+            bound = torch.addmm(torch.tensor(weight - ROUNDING), images.pooled, captions.pooled[block].T, alpha=-weight)
+            kernel.raise_by_codes(bound, cosines, images, captions.codebook, z, weight)
+            if start == 0:
+                bound.scatter_(1, guessed[0], torch.inf)
+                solved += guess()
+            rows, cols = (bound <= best[:, None]).nonzero(as_tuple=True)
+        solved += solve(rows, cols)
+    return solved
+
+
+def _pruned_in_rounds(images, captions, best, index, reg, weight) -> int:
+    """For every device: all images together, in rounds of twice as many captions each."""
+    solved = 0
+    for block in range(0, len(captions), BLOCK):
+        bound, order = (lower_bound(images, captions[block : block + BLOCK], weight) - ROUNDING).sort(dim=1)
+        width, start = 4, 0
+        while start < bound.shape[1]:
+            rows = (bound[:, start] <= best).nonzero()[:, 0]
+            if not len(rows):
+                break
+            candidates = block + order[rows, start : start + width]
+            d = distances(images[rows], captions, candidates, reg, weight)
+            _keep_nearer(d, candidates, rows, best, index)
+            solved += d.numel()
+            start, width = start + width, 2 * width
+    return solved
+
+
+def _keep_nearer(d: Tensor, candidates: Tensor, rows, best: Tensor, index: Tensor) -> None:
+    value = d.amin(1)
+    winner = candidates.masked_fill(d > value[:, None], torch.iinfo(torch.long).max).amin(1)  # of equal ones the first
+    better = (value < best[rows]) | ((value == best[rows]) & (winner < index[rows]))
+    best[rows], index[rows] = torch.where(better, value, best[rows]), torch.where(better, winner, index[rows])

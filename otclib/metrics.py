@@ -1,0 +1,110 @@
+"""Every metric once: its key in ``metrics.json`` and in the log, its label, its unit, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that is measured. A share has the unit ``%``, and is stored as a number in [0, 1]."""
+
+    key: str
+    label: str
+    unit: str = ""
+    better: str = ""  # "higher" or "lower", or neither
+    digits: int = 1
+    clean: bool = False  # of the undefended model without poison, for comparison
+
+    @property
+    def factor(self) -> float:
+        """From the stored number to the one that is shown."""
+        return 100 if self.unit.startswith("%") else 1
+
+    @property
+    def title(self) -> str:
+        """The label with its unit, as the head of a row or a column."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def summary(self, values: Iterable[float | None], digits: int | None = None) -> str:
+        """The mean of stored values, and their range if they differ; empty if there are none."""
+        return summary(values, self.factor, self.digits if digits is None else digits)
+
+    def shown(self, value: float) -> str:
+        """One stored value with its unit."""
+        return f"{self.factor * value:.{self.digits}f}" + (f" {self.unit}" if self.unit else "")
+
+
+def summary(values: Iterable[float | None], factor: float = 1, digits: int = 1) -> str:
+    """``mean (least to most)`` of the values that are there, times ``factor``; the mean alone if they are equal."""
+    there = [factor * v for v in values if v is not None]
+    if not there:
+        return ""
+    ends = 0 if all(isinstance(v, int) for v in there) else digits  # counts are whole
+    low, high = f"{min(there):.{ends}f}", f"{max(there):.{ends}f}"
+    return low if low == high else f"{np.mean(there):.{digits}f} ({low} to {high})"
+
+
+_ALL = (
+    Metric("zero_shot_top1", "zero-shot accuracy", "%", "higher"),
+    Metric("attack_success_rate", "backdoor ASR", "%", "lower"),
+    Metric("untriggered_target_rate", "... without the trigger", "%"),
+    Metric("clean_model_rate", "... of the clean model", "%", clean=True),
+    Metric("triggered_top1", "triggered images still called what they show", "%", "higher"),
+    Metric("clean_model_triggered_top1", "... by the clean model", "%", clean=True),
+    Metric("targets_hit", "targeted images hit", "", "lower"),
+    Metric("targets", "... of", "", digits=0),
+    Metric("targets_right", "targeted images called what they show", "", "higher"),
+    Metric("clean_model_hits", "... hit on the clean model", "", clean=True),
+    Metric("backdoor_z_score", "backdoor z-score", "", "lower"),
+    Metric("clean_model_z_score", "... of the clean model", "", clean=True),
+    Metric("head_top1", "accuracy of the linear head", "%", "higher"),
+    Metric("head_attack_success_rate", "backdoor ASR of the linear head", "%", "lower"),
+    Metric("poison_auroc", "poison AUROC", "", "higher", 3),
+    Metric("poison_recall", "poison flagged: recall", "", "higher", 2),
+    Metric("poison_precision", "poison flagged: precision", "", "higher", 2),
+    Metric("linear_probe/scenes", "linear probe, scenes", "%", "higher"),
+    Metric("linear_probe/test", "linear probe, test images", "%", "higher"),
+    Metric("linear_probe/digits", "linear probe, digits", "%", "higher"),
+    Metric("linear_probe/letters", "linear probe, letters", "%", "higher"),
+    Metric("image_to_text_recall_at_1", "image-to-text R@1", "%", "higher"),
+    Metric("text_to_image_recall_at_1", "text-to-image R@1", "%", "higher"),
+    Metric("mass_chance", "pointing by chance", "%"),
+    Metric("plan_pointing_accuracy", "plan pointing", "%", "higher"),
+    Metric("cosine_pointing_accuracy", "cosine pointing", "%", "higher"),
+    Metric("plan_mass_ratio", "plan mass on the object / chance", "", "higher", 2),
+    Metric("plan_mass_ratio/names", "... names of objects alone", "", "higher", 2),
+    Metric("plan_mass_ratio/attributes", "... colours and sizes alone", "", "higher", 2),
+    Metric("cosine_mass_ratio", "cosine mass on the object / chance", "", "higher", 2),
+    Metric("cosine_mass_ratio/names", "... names of objects alone, by cosine", "", "higher", 2),
+    Metric("seconds_per_epoch", "seconds per epoch", "", "lower", 0),
+    Metric("core_seconds_per_epoch", "core-seconds per epoch", "", "lower", 0),
+    Metric("seconds_total", "core-seconds in all", "", "lower", 0),
+    Metric("seconds_until_safe", "core-seconds until accurate and safe", "", "lower", 0),
+    # followed while a run trains, in the log alone
+    Metric("clean_kept", "clean pairs kept", "%", "higher"),
+    Metric("clean_left_out", "clean pairs left out", "%", "lower"),
+    Metric("poison_kept", "planted pairs kept", "%", "lower"),
+    Metric("poison_left_out", "planted pairs left out", "%", "higher"),
+)
+METRICS = {metric.key: metric for metric in _ALL}
+
+
+def of(key: str) -> Metric:
+    """The metric of a key; a rate of one attack of several, ``attack_success_rate/<kind>``, as such.
+
+    Raises
+    ------
+    KeyError : an unknown key.
+    """
+    if key in METRICS:
+        return METRICS[key]
+    name, slash, kind = key.rpartition("/")
+    if slash and name == "poison_rate":
+        return Metric(key, f"{kind} poison rate", "% of pairs", digits=2)
+    if slash and name in METRICS:
+        return Metric(key, f"{METRICS[name].label}, {kind}", METRICS[name].unit, METRICS[name].better)
+    raise KeyError(f"unknown metric {key!r}: there are {', '.join(METRICS)}")

@@ -1,0 +1,83 @@
+"""What an interrupted run goes on from, and what a finished one says of every pair."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from otclib import defenses
+from otclib.defenses.base import LEFT_OUT
+from otclib.runs import write_table
+from otclib.training.trainer import Trainer
+
+
+def writable(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out must be a folder, {out} is a file")
+    parent = out
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK) or not parent.is_dir():
+        raise ValueError(f"cannot write a run to {out}: {parent} is not a writable folder")
+    return out
+
+
+def save(out: Path, trainer: Trainer, method: defenses.Defense, log: list[dict]) -> None:
+    state = {
+        "model": trainer.model.state_dict(),
+        "optimizers": [opt.state_dict() for opt in trainer.optimizers],
+        "started": trainer.started,
+        "epoch": trainer.epoch,
+        "caption_of": trainer.caption_of,
+        "method": method.state(),
+        "rng": trainer.rng.get_state(),
+        "torch_rng": torch.get_rng_state(),
+        "log": log,
+    }
+    part = out / "checkpoint.pt.part"
+    torch.save(state, part)
+    os.replace(part, out / "checkpoint.pt")
+    part = out / "log.jsonl.part"
+    part.write_text("".join(json.dumps(line) + "\n" for line in log))
+    os.replace(part, out / "log.jsonl")
+
+
+def resume(out: Path, trainer: Trainer, method: defenses.Defense) -> list[dict]:
+    if not (out / "checkpoint.pt").exists():
+        return []
+    state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
+    trainer.model.load_state_dict(state["model"])
+    for opt, saved in zip(trainer.optimizers, state["optimizers"]):
+        opt.load_state_dict(saved)
+    method.restore(state["method"])
+    trainer.started = state["started"]
+    trainer.epoch, trainer.caption_of = state["epoch"], state["caption_of"]
+    trainer.rng.set_state(state["rng"])
+    torch.set_rng_state(state["torch_rng"])
+    return state["log"]
+
+
+def _fate(row: int, given: int) -> str:
+    return "kept" if given == row else "left out" if given == LEFT_OUT else "re-matched"
+
+
+def write_pairs(out: Path, trainer: Trainer, method) -> None:
+    """Every pair at the end of training: its own caption's distance, and the caption that it was trained with."""
+    distance = torch.cat(
+        [method.distance(image, trainer.encode_captions(rows)).cpu() for rows, image in trainer.encode_images()]
+    )
+    ids = trainer.pairs["id"][:]
+    given = trainer.caption_of.tolist()
+    table = Dataset.from_dict(
+        {
+            "id": ids,
+            "own_distance": distance.tolist(),
+            "fate": [_fate(k, g) for k, g in enumerate(given)],
+            "caption_from": [None if g == LEFT_OUT else ids[g] for g in given],
+        }
+    )
+    write_table(out / "pairs.parquet", table)

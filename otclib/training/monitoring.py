@@ -1,0 +1,68 @@
+"""What is followed while a run trains: who is given which caption, and one line per epoch."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from otclib import data
+from otclib.defenses.base import LEFT_OUT
+
+
+def watched(live) -> bool:
+    """Whether to show a progress bar."""
+    return live is not None or sys.stderr.isatty()
+
+
+def spoken(defense: str, line: dict, epochs: int) -> str:
+    """One epoch in one line."""
+    words = [f"{defense} epoch {line['epoch']}/{epochs}", f"{line['seconds']:.0f} s"]
+    words += [f"{k.removeprefix('loss/')} {v:.2f}" for k, v in line.items() if k.startswith("loss/")]
+    for key, label in (("zero_shot_top1", "zero-shot"), ("attack_success_rate", "ASR"), ("poison_kept", "poison kept")):
+        if line.get(key) is not None:
+            words.append(f"{label} {100 * line[key]:.1f} %")
+    if "targets_hit" in line:
+        words.append(f"targets {line['targets_hit']}/{line['targets']}")
+    return "  ".join(words)
+
+
+class Captions:
+    """Follows, epoch by epoch, which captions images get: the numbers that show a defence at work, or collapsing.
+
+    ``clean_named``: share of the clean images in training whose caption names their true class; ``poison_named``: the
+    same for planted images; ``distinct_captions``: different captions over images in training; ``clean_kept``,
+    ``poison_kept``: share that is trained with its own caption; ``clean_left_out``, ``poison_left_out``: with none.
+    """
+
+    def __init__(self, pairs: Dataset, manifest: Dataset | None):
+        source = {} if manifest is None else dict(zip(manifest["id"][:], manifest["source_label"][:]))
+        self.captions = pairs["caption"][:]
+        self.labels = pairs["label"][:]
+        self.poison = torch.tensor([id in source for id in pairs["id"][:]])
+        self.labelled = torch.tensor([label is not None for label in self.labels])
+
+    def look(self, caption_of: Tensor) -> dict:
+        used = caption_of != LEFT_OUT
+        own = caption_of == torch.arange(len(caption_of))
+
+        def named(rows: Tensor) -> float | None:
+            rows = (rows & self.labelled & used).nonzero()[:, 0].tolist()
+            hits = sum(data.names(self.captions[caption_of[k]], self.labels[k]) for k in rows)
+            return hits / len(rows) if rows else None
+
+        def share(of: Tensor, rows: Tensor) -> float | None:
+            return float(of[rows].float().mean()) if bool(rows.any()) else None
+
+        return {
+            "clean_named": named(~self.poison),
+            "poison_named": named(self.poison),
+            "clean_rematched_named": named(~self.poison & ~own),
+            "clean_kept": share(own, ~self.poison),
+            "poison_kept": share(own, self.poison),
+            "clean_left_out": share(~used, ~self.poison),
+            "poison_left_out": share(~used, self.poison),
+            "distinct_captions": len(caption_of[used].unique()) / int(used.sum()),
+        }

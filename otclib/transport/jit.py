@@ -1,0 +1,67 @@
+"""How the CPU's kernels are compiled by Numba, where what was compiled is kept, and how they use several cores."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from numba import config, njit
+
+# like fastmath, but infinities and NaN keep their meaning: they are how trouble shows
+FLAGS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "error_model": "numpy", "cache": True}
+
+_here = Path(__file__).parent
+_kernels = (_here / "jit.py", _here / "cpu.py", _here.parent / "matching" / "cpu.py")
+_sources = hashlib.sha256(b"".join(file.read_bytes() for file in _kernels))
+FOLDER = str(Path(config.CACHE_DIR or _here / "__pycache__") / f"otclib-{_sources.hexdigest()[:12]}")
+
+
+def kernel(*signature):
+    """``njit`` with our flags. What it compiled is kept by the contents of all kernel files: Numba alone looks at the
+    file of a function, and would go on using a kernel whose helpers in another file have changed."""
+
+    def compile(function):
+        before, config.CACHE_DIR = config.CACHE_DIR, FOLDER
+        try:
+            return njit(*signature, **FLAGS)(function)
+        finally:
+            config.CACHE_DIR = before
+
+    return compile
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None  # threads do not survive a fork
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def parallel(function, count: int, *arguments, least: int = 16) -> None:
+    """function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use, this one included.
+
+    A function must not call this again.
+    """
+    global _pool
+    threads = min(torch.get_num_threads(), -(-count // least))
+    step = max(least, -(-count // (4 * threads)), 1) if threads > 1 else max(1, count)
+    starts = iter(range(0, count, step))
+
+    def work() -> None:
+        for k in starts:
+            function(*arguments, k, min(count, k + step))
+
+    if threads > 1 and (_pool is None or _pool._max_workers < threads - 1):
+        _pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="otclib")
+    helpers = [_pool.submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():  # one that never began has nothing left to do
+            helper.result()
