@@ -49,22 +49,27 @@ explorer: setup  # the transport explorer as a page in the browser; trains its t
 book: .venv/.book  # the chapters and the docstrings as a site, in book/_build
 	$(BIN)/python -m sphinx -q -W --keep-going -b html book book/_build && echo "open book/_build/index.html"
 
-figures: setup  # the numbers of the README: three seeds of both systems, 25 minutes on two cores with AVX2
-	$(BIN)/python -m otclib.experiments.seeds --publish
+GRID = $(BIN)/python -m otclib.processes snakemake --snakefile workflow/Snakefile --cores all --configfile
 
-table: setup  # every system against every attack, three seeds: 5 hours on two cores; it resumes, and LIMIT=60 stops it
-	$(BIN)/python -m otclib.experiments.table --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
+figures: .venv/.batch  # the numbers of the README: three seeds of both systems, 25 minutes on two cores with AVX2
+	$(GRID) workflow/seeds.yaml
 
-ablation: setup  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores
-	$(BIN)/python -m otclib.experiments.table --ablation --publish $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
+table: .venv/.batch  # every system against every attack, three seeds: 5 hours on two cores; it resumes, as all of these
+	$(GRID) workflow/table.yaml && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
-dose: setup  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
-	$(BIN)/python -m otclib.experiments.table --dose $(if $(LIMIT),--limit $(LIMIT)) && $(BIN)/python -m otclib.experiments.demo --only 01_poisoning
+ablation: .venv/.batch  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores
+	$(GRID) workflow/ablation.yaml && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
-batch: .venv/.batch  # chapter 6 for every data set, attack, defence and seed of notebooks/batch.yaml, under Snakemake; it resumes
-	cd notebooks && exec ../$(BIN)/python -m otclib.processes snakemake --cores all --rerun-incomplete
+dose: .venv/.batch  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
+	$(GRID) workflow/dose.yaml && $(BIN)/python -m otclib.experiments.demo --only 01_poisoning
 
-bench: .venv/.bench  # speed against other solvers and against brute force, and the README's section: 20 minutes on two cores
+batch: .venv/.batch  # chapter 6 for every data set, attack, system and seed of workflow/batch.yaml
+	$(GRID) workflow/batch.yaml
+
+pages: setup  # the pages of results in the book and their pictures, anew from the committed records
+	$(BIN)/python -m otclib.experiments.pages
+
+bench: .venv/.bench  # speed against other solvers and against brute force, and its page of the book: 20 minutes on two cores
 	$(BIN)/python -m benchmarks.transport
 
 clean:

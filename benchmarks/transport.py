@@ -28,7 +28,7 @@ import otclib
 from benchmarks import solvers
 from otclib import figures, losses, models
 from otclib.data import grammar
-from otclib.experiments.records import into_readme
+from otclib.experiments.pages import into_page
 from otclib.matching import CaptionPool
 from otclib.matching.token_sets import TokenSets
 from otclib.models import Features
@@ -452,7 +452,7 @@ def main(argv: list[str] | None = None) -> None:
         name = "transport" if record["machine"]["gpu"] is None else "transport-gpu"
         write_json(args.out / f"{name}.json", record)
         if name == "transport":
-            into_readme("bench", tables(record), HERE.parent / "README.md")
+            into_page("speed", tables(record))
             figures.matching_speed([r for r in record["matching"] if "ratio" in r]).savefig(
                 "figures/matching.png", dpi=150
             )

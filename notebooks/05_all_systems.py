@@ -32,16 +32,23 @@ import json
 from pathlib import Path
 
 import otclib
+import yaml
 from IPython.display import Markdown
 from otclib import figures
-from otclib.experiments import table, tables
+from otclib.experiments import grid, tables
 from otclib.experiments.records import made_by
 from scipy.stats import spearmanr
 
 if fast:
     out = f"{out}-fast"
-    small = ["--out", f"{out}/runs", "--figures", out, "--size", "200", "--epochs", "1", "--precision", "fp32"]
-    table.main([*small, "--attacks", "badnets", "--defenses", "clip", "cleanclip", "--seeds", "0"])
+    small = yaml.safe_load((Path(otclib.__file__).parents[1] / "workflow" / "table.yaml").read_text())
+    small |= {"out": f"{out}/runs", "seeds": [0], "datasets": {"scenes": {"dataset": "scenes", "size": 200}}}
+    small |= {"attacks": {"none": [], "badnets": ["badnets"]}, "parameters": {"epochs": 1, "precision": "fp32"}}
+    small |= {"systems": {"clip": {"defense": "clip"}, "cleanclip": {"defense": "cleanclip"}}}
+    cells = grid.Grid(small)
+    for cell in cells.cells:
+        cells.run(cell)
+    cells.collect(Path(out))
 pictures = Path(out)
 records = json.loads((pictures / "results.json").read_text())
 records = [r for r in records if r["attack"] in [*attack, "none"] and r["defense"] in defense]
@@ -151,9 +158,9 @@ fig = figures.by_epoch(lasting, "attack_success_rate", "ASR, %")
 # 362). In the other 17 RoCLIP never is accurate and safe at once.
 #
 # **More than a third of OTCCLIP's mistakes are in three classes that have lookalikes.** These are also among the four classes
-# whose clean pairs are parted from their captions most often (the fourth, *atom*, is what snowflakes are taken for). To be
+# whose clean pairs lose their captions most often (the fourth, *atom*, is what snowflakes are taken for). To be
 # *near*, a caption has to be among the nearest 3 % of a pool, and about as many of its captions name any one class: a class
-# that is not yet told from its lookalike is parted (left out, or given another caption), and then seen less. Which is cause
+# that is not yet told from its lookalike is left out or re-matched, and then seen less. Which is cause
 # and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
 
 # %%
@@ -161,10 +168,10 @@ if (pictures / "classes.json").exists():
     classes = json.loads((pictures / "classes.json").read_text())["classes"]
     fig = figures.lookalikes(classes)
     fig.savefig(pictures / "lookalikes.png", dpi=150)
-    parted, misread = ([of[some] / of[all_] for of in classes.values()] for some, all_ in (("parted", "pairs"), ("misread", "images")))
+    not_kept, misread = ([of[some] / of[all_] for of in classes.values()] for some, all_ in (("not_kept", "pairs"), ("misread", "images")))
     wrong = [of["misread"] for of in classes.values()]
     print(f"misread {100 * sum(wrong) / sum(of['images'] for of in classes.values()):.1f} % of the images, {100 * sum(wrong[:3]) / sum(wrong):.0f} % of them "
-          f"in three classes; rank correlation {spearmanr(parted, misread).statistic:.2f}")
+          f"in three classes; rank correlation {spearmanr(not_kept, misread).statistic:.2f}")
 
 # %% [markdown]
 # ## What each part of OTCCLIP does

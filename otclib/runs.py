@@ -16,11 +16,16 @@ from datasets import Dataset
 from otclib.version import __version__
 
 
-def write_json(path: Path, value) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write under a temporary name, then rename: a reader never sees half a file."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1))
+    part.write_text(text)
     os.replace(part, path)
+
+
+def write_json(path: Path, value) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1))
 
 
 def write_table(path: Path, table: Dataset) -> None:

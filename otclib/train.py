@@ -1,77 +1,41 @@
-"""``python -m otclib.train``: ``otclib.train`` on the command line."""
+"""``python -m otclib.train``: the command ``otclib train``, by the name that ``accelerate launch`` takes."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import types
 
-from otclib import attacks, data, defenses, processes
-from otclib.training import train
+from otclib import processes
 
 
 class _Command(types.ModuleType):
-    """Importing this module puts it where the function ``otclib.train`` was: so it can be called like it."""
+    """Importing this module puts it where the function ``otclib.train`` was, so it can be called like it."""
 
-    __call__ = staticmethod(train)
+    def __call__(self, *arguments, **options):
+        from otclib.training import train
+
+        return train(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _Command
 
 
 def main(arguments: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(
-        prog="python -m otclib.train", description="Poison a set, train under a defence, evaluate."
-    )
-    p.add_argument("--out", required=True, help="run folder; an unfinished run is resumed")
-    p.add_argument("--dataset", default="scenes", help=f"one of {', '.join(data.NAMES)}")
-    p.add_argument("--root", help="where a copy of the dataset lies")
-    p.add_argument("--data-options", type=json.loads, default={}, help="what the data set takes besides, as JSON")
-    p.add_argument("--size", type=int, help="number of pairs, default all")
-    p.add_argument(
-        "--attack", nargs="*", default=["targeted", "badnets"], help=f"of {', '.join(attacks.ATTACKS)}; none: clean"
-    )
-    p.add_argument("--defense", default="otcclip", help=f"one of {', '.join(defenses.DEFENSES)}")
-    p.add_argument("--model", default="small", help="'small', an open_clip name, or a run's model.safetensors")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--epochs", type=int)
-    p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--lr", type=float, help="default the defence's own")
-    p.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    p.add_argument("--clean", help="a finished run without poison, to compare the attack with")
-    p.add_argument("--snapshots", action="store_true", help="keep the weights of every epoch, for the explorer")
-    p.add_argument("--options", type=json.loads, default={}, help="the defence's options, as JSON")
-    a = p.parse_args(arguments)
-    try:
-        planned = [attacks.load(name) for name in a.attack]
-        if repeated := {"epochs", "lr"} & set(a.options):
-            raise ValueError(f"--options must not repeat --{', --'.join(sorted(repeated))}")
-        pairs, manifest = data.load(a.dataset, root=a.root, size=a.size, seed=a.seed, **a.data_options), None
-        if planned:
-            poisoned, manifest = attacks.plant(pairs, planned, seed=a.seed)
-            if defenses.repairs(a.defense):  # it repairs a model, on pairs that no attack touched
-                pairs = attacks.trusted(pairs, manifest)
-            else:
-                pairs = poisoned
-        run = train(
-            pairs,
-            manifest=manifest,
-            defense=a.defense,
-            model=a.model,
-            out=a.out,
-            seed=a.seed,
-            epochs=a.epochs,
-            batch_size=a.batch_size,
-            lr=a.lr,
-            precision=a.precision,
-            clean=a.clean,
-            snapshots=a.snapshots,
-            **a.options,
-        )
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
-        p.exit(2, f"otclib.train: {error}\n")
-    print((run / "metrics.json").read_text())
+    """Run ``otclib train``. Several names may follow one ``--attack``, and none: a clean set."""
+    from otclib.cli import call
+
+    given, out = sys.argv[1:] if arguments is None else arguments, []
+    while given:
+        word, given = given[0], given[1:]
+        if word != "--attack":
+            out.append(word)
+            continue
+        names = []
+        while given and not given[0].startswith("-"):
+            names.append(given[0])
+            given = given[1:]
+        out += [part for name in names or ["none"] for part in ("--attack", name)]
+    call(["train", *out])
 
 
 if __name__ == "__main__":

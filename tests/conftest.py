@@ -23,10 +23,11 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def in_fp32():
     """Runs of this process that leave their precision open are trained in fp32, so that they can be compared."""
-    from otclib import training
+    from otclib.training import loop, side_by_side
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "choose", lambda asked, model: ("fp32" if asked == "auto" else asked, None))
+        for module in (loop, side_by_side):
+            patch.setattr(module, "choose", lambda asked, model: ("fp32" if asked == "auto" else asked, None))
         yield
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and that the README shows what was measured."""
+"""The benchmark's own arithmetic, and that the book shows what was measured."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from benchmarks import solvers, transport
-from otclib.experiments.records import into_readme
+from otclib.experiments.pages import into_page
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_shows_the_committed_record():
+def test_the_book_shows_the_committed_record():
     record = json.loads((ROOT / "benchmarks" / "results" / "transport.json").read_text())
-    assert transport.tables(record) in (ROOT / "README.md").read_text()
+    assert transport.tables(record) in (ROOT / "book" / "results" / "speed.md").read_text()
 
 
 def test_least_effort_is_enough_and_little_less_is_not():
@@ -36,16 +36,12 @@ def test_ways_are_run_in_turn_after_a_first_time_that_does_not_count():
 
 
 def test_only_what_is_between_the_marks_is_replaced(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench: written by make bench -->\nold\n<!-- bench ends -->\nafter\n")
-    into_readme("bench", "new", readme)
-    into_readme("bench", "newer", readme)
-    marks = "<!-- bench: written by make bench -->\n\nnewer\n\n<!-- bench ends -->"
-    assert readme.read_text() == f"before\n{marks}\nafter\n" and list(tmp_path.iterdir()) == [readme]
-    with pytest.raises(ValueError):
-        into_readme("bench", "new", _without_marks(tmp_path))
-
-
-def _without_marks(folder: Path) -> Path:
-    (folder / "other.md").write_text("nothing to replace")
-    return folder / "other.md"
+    page = tmp_path / "speed.md"
+    page.write_text("before\n<!-- speed: generated -->\nold\n<!-- speed ends -->\nafter\n")
+    into_page("speed", "new", tmp_path)
+    into_page("speed", "newer", tmp_path)
+    marks = "<!-- speed: generated -->\n\nnewer\n\n<!-- speed ends -->"
+    assert page.read_text() == f"before\n{marks}\nafter\n" and list(tmp_path.iterdir()) == [page]
+    (tmp_path / "other.md").write_text("nothing to replace")
+    with pytest.raises(ValueError, match="has no place for the text"):
+        into_page("other", "new", tmp_path)

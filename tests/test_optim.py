@@ -5,7 +5,8 @@ import torch
 from timm.optim.muon import zeropower_via_newtonschulz
 
 import otclib
-from otclib import optim, precision
+from otclib import optim
+from otclib.training import precision
 
 
 @pytest.mark.parametrize("shape", [(24, 27), (96, 864), (128, 96), (64, 64)])

@@ -222,24 +222,6 @@ def test_train_each_is_killed_while_its_workers_are_starting(command, tmp_path):
 
 @pytest.mark.slow
 @every_way
-def test_a_table_stops(command, tmp_path, how):
-    arguments = [
-        "-m",
-        "otclib.experiments.table",
-        "--out",
-        str(tmp_path / "runs"),
-        "--figures",
-        str(tmp_path / "figures"),
-    ]
-    arguments += ["--attacks", "badnets", "--defenses", "clip", "roclip", "--size", "400", "--epochs", "60"]
-    started = command(*arguments, "--workers", "2", "--seeds", "5")
-    started.wait_for(lambda: [line for run in tmp_path.glob("runs/*/*/seed5") for line in lines(run)])
-    started.stop(how)
-    code_and_words(started, how, "otclib.experiments.table")
-
-
-@pytest.mark.slow
-@every_way
 @pytest.mark.parametrize("name", ["make", "python"])
 def test_the_demo_stops_and_goes_on(command, tmp_path, how, name):
     out, runs = tmp_path / "demo", [tmp_path / "demo-fast" / name for name in ("clip", "otcclip")]
@@ -269,11 +251,16 @@ def test_the_demo_stops_and_goes_on(command, tmp_path, how, name):
 
 @pytest.mark.slow
 @every_way
-def test_a_batch_stops(command, tmp_path, how):
-    few = {"few": {"dataset": "scenes", "dataset_options": {}, "size": 400}}
-    asked = {"out": str(tmp_path / "out"), "datasets": few, "attacks": {"badnets": ["badnets"]}, "seeds": [3]}
-    (tmp_path / "list.json").write_text(json.dumps(asked | {"defenses": ["clip"], "parameters": {"epochs": 60}}))
-    arguments = ["-m", "snakemake", "--cores", "2", "--snakefile", str(demo.NOTEBOOKS / "Snakefile")]
-    started = command(*arguments, "--configfile", str(tmp_path / "list.json"), cwd=tmp_path)
-    started.wait_for(lambda: lines(tmp_path / "out" / "few" / "badnets" / "seed3" / "clip"))
+@pytest.mark.parametrize("chapter", [False, True], ids=["grid", "batch"])
+def test_a_grid_stops(command, tmp_path, how, chapter):
+    few, out = {"few": {"dataset": "scenes", "size": 400}}, tmp_path / "out"
+    asked = {"out": str(out), "datasets": few, "attacks": {"badnets": ["badnets"]}, "seeds": [3]}
+    asked |= {"systems": {"clip": {"defense": "clip"}}, "parameters": {"epochs": 60}}
+    if chapter:
+        few["few"]["dataset_options"] = {}
+        asked["chapter"] = "notebooks/06_own_data.ipynb"
+    (tmp_path / "grid.json").write_text(json.dumps(asked))
+    arguments = ["-m", "snakemake", "--cores", "2", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
+    started = command(*arguments, "--configfile", str(tmp_path / "grid.json"), cwd=tmp_path)
+    started.wait_for(lambda: lines(out / "few" / "badnets" / "seed3" / "clip"))
     started.stop(how)

@@ -11,8 +11,9 @@ import pytest
 from datasets import Dataset
 
 import otclib
-from otclib import evaluation, training
+from otclib import evaluation
 from otclib.runs import config_of, log_of
+from otclib.training import loop
 
 train_command = importlib.import_module("otclib.train")
 FINISHED = ["config.json", "log.jsonl", "manifest.parquet", "metrics.json", "model.safetensors", "pairs.parquet"]
@@ -80,7 +81,7 @@ def test_a_run_is_poisoned_trained_and_evaluated(said):
 
 
 def test_a_finished_run_is_returned_at_once(folder, finished, capsys, monkeypatch):
-    monkeypatch.setattr(training, "Trainer", lambda *_, **__: pytest.fail("it trains again"))
+    monkeypatch.setattr(loop, "Trainer", lambda *_, **__: pytest.fail("it trains again"))
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("it evaluates again"))
     before = (finished / "model.safetensors").stat().st_mtime_ns
     assert run(capsys, folder, finished) == json.loads((finished / "metrics.json").read_text())
@@ -92,14 +93,14 @@ def test_a_finished_run_is_returned_at_once(folder, finished, capsys, monkeypatc
 
 def test_an_interrupted_run_is_resumed(folder, tmp_path, capsys, monkeypatch):
     """Killed after its first epoch of two, then before its evaluation; the command goes on from where it was."""
-    more, write = ("--epochs", 2), training._checkpoint
+    more, write = ("--epochs", 2), loop.save
 
     def write_then_die(out, trainer, *rest):
         write(out, trainer, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_checkpoint", write_then_die)
+        patch.setattr(loop, "save", write_then_die)
         train_command.main(command(folder, tmp_path / "run", *more))
     assert (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "metrics.json").exists()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -107,7 +108,7 @@ def test_an_interrupted_run_is_resumed(folder, tmp_path, capsys, monkeypatch):
         train_command.main(command(folder, tmp_path / "run", *more))
     assert len(log_of(tmp_path / "run")) == 2 and (tmp_path / "run" / "model.safetensors").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(training, "Trainer", lambda *_, **__: pytest.fail("it trains again"))
+        patch.setattr(loop, "Trainer", lambda *_, **__: pytest.fail("it trains again"))
         metrics = run(capsys, folder, tmp_path / "run", *more)
     assert metrics["epochs"] == 2
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == FINISHED
@@ -126,7 +127,7 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, tmp_path, capsys):
         train_command.main(command(folder, tmp_path / "run", "--model", "ViT-B-32:opnai"))
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and not (tmp_path / "run").exists() and said.count("\n") == 1
-    assert said.startswith("otclib.train: 'ViT-B-32:opnai' names 'opnai', neither a file nor a tag of ViT-B-32")
+    assert said.startswith("otclib train: 'ViT-B-32:opnai' names 'opnai', neither a file nor a tag of ViT-B-32")
 
 
 def test_as_a_program(folder, tmp_path):

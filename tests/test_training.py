@@ -11,6 +11,7 @@ import otclib
 from otclib import defenses, models, optim, training
 from otclib.defenses.otcclip import OTCClip
 from otclib.runs import config_of, log_of
+from otclib.training import loop, side_by_side
 from otclib.training.monitoring import Captions
 
 
@@ -74,13 +75,13 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
             near_share=0.2,
         )
 
-    checkpoint = training._checkpoint
+    checkpoint = loop.save
 
     def checkpoint_then_die(*arguments):
         checkpoint(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_checkpoint", checkpoint_then_die)
+    monkeypatch.setattr(loop, "save", checkpoint_then_die)
     with pytest.raises(KeyboardInterrupt):
         go()
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -274,7 +275,7 @@ def test_who_is_left_out_comes_with_the_own_caption_and_no_trust(poisoned, small
 
 
 def test_every_parameter_has_one_optimizer(small):
-    groups = [g for opt in training.optimizers(small[0], 1e-3, 0.1) for g in opt.param_groups]
+    groups = [g for opt in optim.optimizers(small[0], 1e-3, 0.1) for g in opt.param_groups]
     held = [p for g in groups for p in g["params"]]
     assert len(held) == len({id(p) for p in held}) == len(list(small[0].parameters()))
     assert all(p.ndim >= 2 for p in groups[0]["params"]), "Muon is for matrices"
@@ -331,13 +332,15 @@ def test_images_grow_over_the_first_third(poisoned, small):
 
 def test_runs_side_by_side_have_one_precision(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(training, "choose", lambda precision, model: asked.append(precision) or ("bf16", "measured"))
+    monkeypatch.setattr(
+        side_by_side, "choose", lambda precision, model: asked.append(precision) or ("bf16", "measured")
+    )
     run = tmp_path / "clip"
-    assert training._one_precision([run], {}, progress=False) == "bf16" and asked == ["auto"]
-    assert training._one_precision([run], {"precision": "fp32"}, progress=False) == "fp32"
+    assert side_by_side._one_precision([run], {}, progress=False) == "bf16" and asked == ["auto"]
+    assert side_by_side._one_precision([run], {"precision": "fp32"}, progress=False) == "fp32"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"precision": "fp32"}))
-    assert training._one_precision([run], {}, progress=False) == "fp32" and len(asked) == 1
+    assert side_by_side._one_precision([run], {}, progress=False) == "fp32" and len(asked) == 1
 
 
 def test_a_run_says_which_code_made_it(runs, tmp_path, monkeypatch, poisoned, capsys):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 
 from datasets import Dataset, concatenate_datasets
 
@@ -40,10 +41,9 @@ def load(name: str, **options):
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}: choose one of {', '.join(ATTACKS)}")
     kind = ATTACKS[name]
-    unknown = set(options) - set(kind.__dataclass_fields__)
-    if unknown:
-        known = ", ".join(kind.__dataclass_fields__)
-        raise ValueError(f"attack {name!r} has no option {', '.join(sorted(unknown))}; it takes {known}")
+    known = [field.name for field in fields(kind)]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"attack {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
     return kind(**options)
 
 

@@ -7,6 +7,8 @@ first and the usual thing at the second; the others are read against it. ``base`
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.cleanclip import CleanCLIP, CleanCLIPSupervised
 from otclib.defenses.clip import Clip
@@ -36,10 +38,9 @@ def load(name: str, **options) -> Defense:
     if name not in DEFENSES:
         raise ValueError(f"unknown defense {name!r}: choose one of {', '.join(DEFENSES)}")
     kind = DEFENSES[name]
-    unknown = set(options) - set(kind.__dataclass_fields__)
-    if unknown:
-        known = ", ".join(kind.__dataclass_fields__)
-        raise ValueError(f"defense {name!r} has no option {', '.join(sorted(unknown))}; it takes {known}")
+    known = [field.name for field in fields(kind)]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"defense {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
     return kind(**options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +17,37 @@ from otclib import data, models
 from otclib.evaluation.zero_shot import class_embeddings, classify, pooled, pooled_text
 
 
-def by_class(run: str | Path, pairs: Dataset, test: Dataset) -> dict[str, dict]:
-    """Where a run's accuracy is lost, class by class.
+def by_class(runs: Iterable[tuple[str | Path, Dataset, Dataset]]) -> dict[str, dict]:
+    """Where the accuracy of some runs is lost, class by class, summed over the runs; the most misread class first.
 
-    Per class of ``test``: its ``images``, those ``misread`` zero-shot, and ``as`` what ({class: images}); its clean
-    ``pairs`` of the labelled training set, and those ``parted`` from their caption at the end of training.
+    Per class of the test images: its ``images``, those ``misread`` zero-shot, and ``as`` what ({class: images}); its
+    clean ``pairs`` of the labelled training set, and those ``not_kept`` at the end of training.
+
+    runs : a run folder, its clean pairs and its labelled test images, each.
     """
-    run = Path(run)
-    model, _, tokenizer = models.load(run / "model.safetensors")
-    classes = data.classes(test)
-    embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
-    said = classify(model, data.image_tensor(test, models.resize(model)), embeddings)
-    out = {label: {"images": 0, "misread": 0, "as": {}, "pairs": 0, "parted": 0} for label in classes}
-    for label, k in zip(test["label"], said.tolist()):
-        out[label]["images"] += 1
-        if classes[k] != label:
-            out[label]["misread"] += 1
-            out[label]["as"][classes[k]] = out[label]["as"].get(classes[k], 0) + 1
-    planted = run / "manifest.parquet"
-    planted = set(Dataset.from_parquet(str(planted))["id"]) if planted.exists() else set()
-    labels = dict(zip(pairs["id"], pairs["label"]))
-    fates = Dataset.from_parquet(str(run / "pairs.parquet"))
-    for id, fate in zip(fates["id"], fates["fate"]):
-        if id not in planted and labels.get(id) in out:
-            out[labels[id]]["pairs"] += 1
-            out[labels[id]]["parted"] += fate != "kept"
-    return out
+    out: dict[str, dict] = {}
+    for folder, pairs, test in runs:
+        run = Path(folder)
+        model, _, tokenizer = models.load(run / "model.safetensors")
+        classes = data.classes(test)
+        embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
+        said = classify(model, data.image_tensor(test, models.resize(model)), embeddings)
+        for label in classes:
+            out.setdefault(label, {"images": 0, "misread": 0, "as": {}, "pairs": 0, "not_kept": 0})
+        for label, k in zip(test["label"], said.tolist()):
+            out[label]["images"] += 1
+            if classes[k] != label:
+                out[label]["misread"] += 1
+                out[label]["as"][classes[k]] = out[label]["as"].get(classes[k], 0) + 1
+        manifest = run / "manifest.parquet"
+        planted = set(Dataset.from_parquet(str(manifest))["id"]) if manifest.exists() else set()
+        labels = dict(zip(pairs["id"], pairs["label"]))
+        fates = Dataset.from_parquet(str(run / "pairs.parquet"))
+        for id, fate in zip(fates["id"], fates["fate"]):
+            if id not in planted and labels.get(id) in out:
+                out[labels[id]]["pairs"] += 1
+                out[labels[id]]["not_kept"] += fate != "kept"
+    return dict(sorted(out.items(), key=lambda item: -item[1]["misread"]))
 
 
 def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def markdown(rows: Mapping[str, Sequence] | Sequence[Sequence], heads: Sequence[
         rows, heads = [[name, *cells] for name, cells in rows.items()], ["", *heads]
     frame = pd.DataFrame([[str(cell) for cell in row] for row in rows], columns=list(heads))
     align = ["left" if k < left else "right" for k in range(len(heads))]
-    return frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True)
+    text = frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True)
+    text = re.sub(r"-{4,}", "---", text)  # not padded: a longer cell changes no other line
+    return re.sub(r"(?<=\|) +(?=[^|\n]*\|)| +(?=\|)", " ", text)
 
 
 def spoken(attack: str, run: str | Path) -> str:

@@ -149,8 +149,8 @@ def report(records: list[dict]) -> str:
             triggered_table(records),
             "## What the defences cost",
             "Over all their poisoned runs. *Accurate and safe*: from then on zero-shot accuracy is at least 95 %, ASR "
-            "at most 2 %, and no target is hit. CleanCLIP gets 2,000 clean pairs, which the others do not have, and "
-            "its time includes that of the model which it cleans. *By chance*: the share of the image that a word's box "
+            "at most 2 %, and no target is hit. CleanCLIP gets 2,000 clean pairs, which the others do not have. Its "
+            "time includes that of the model which it cleans. *By chance*: the share of the image that a word's box "
             "covers.",
             utility_table(records),
             "## The papers' claims, each on our data",

@@ -70,15 +70,15 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
 
 
 def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
-    """Class by class: clean pairs parted from their captions against test images misread.
+    """Class by class: clean pairs that lose their captions against test images misread.
 
-    ``classes`` : of ``table.by_class``, the most misread ones first; ``named`` of them bear their name and what they
-    pass for.
+    ``classes`` : of ``evaluation.by_class``, the most misread first. ``named`` of them bear their name, and what they
+    are taken for.
     """
     fig, ax = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
     x, y = (
         {label: 100 * of[some] / max(1, of[whole]) for label, of in classes.items()}
-        for some, whole in (("parted", "pairs"), ("misread", "images"))
+        for some, whole in (("not_kept", "pairs"), ("misread", "images"))
     )
     ax.plot(
         list(x.values()),
@@ -95,7 +95,7 @@ def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
         left = x[label] < (min(x.values()) + max(x.values())) / 2
         place, side = ((6, 0), "left") if left else ((-6, 0), "right")
         ax.annotate(text, (x[label], y[label]), place, textcoords="offset points", ha=side, va="center", fontsize=8)
-    ax.set(xlabel="clean pairs parted from their caption at the end, %", ylabel="test images misread, %")
+    ax.set(xlabel="clean pairs not kept at the end, %", ylabel="test images misread, %")
     clean_axes(ax)
     return fig
 

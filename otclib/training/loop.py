@@ -71,8 +71,7 @@ def train(
     model : an open_clip name, to begin from random weights; or weights to go on from, see ``models.load`` (CleanCLIP
         fine-tunes a finished run, and needs them).
     precision : of the image tower's convolutions and products: ``fp32``, ``bf16``, or ``auto``, the one that is faster
-        here by a short measurement (``training.precision``). ``config.json`` says what was chosen, and a resumed run keeps
-        it.
+        here by a short measurement (``training.precision``). ``config.json`` says which, and a resumed run keeps it.
     watch : labelled images on which zero-shot accuracy and attack success are followed epoch by epoch.
         Default for the embedded scenes: 500 of the ``val`` scenes that hold one object.
     clean : the finished run of an undefended model without poison, with which ``evaluate`` compares the attack.

@@ -34,15 +34,15 @@ def losses(defense: str) -> list[float]:
     import torch
 
     import otclib
-    from otclib import evaluation, training
+    from otclib import evaluation, runs
 
     torch.set_num_threads(1)
-    evaluation.evaluate = lambda run, **_: training.write_json(run / "metrics.json", {})
+    evaluation.evaluate = lambda run, **_: runs.write_json(run / "metrics.json", {})
     pairs = otclib.data.load("scenes", size=120, seed=10)
     planned = [otclib.attacks.load("targeted", targets=2, copies=3), otclib.attacks.load("badnets", rate=0.02)]
     poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=10)
     watch = pairs.select([k for k, label in enumerate(pairs["label"]) if label is not None][:2])
-    options = {} if defense == "clip" else {"warmup": 10, "keep": 0.2, "pool": 64}
+    options = {} if defense == "clip" else {"warmup": 10, "near_share": 0.2, "pool": 64}
     with tempfile.TemporaryDirectory() as folder:
         run = otclib.train(
             poisoned,

@@ -1,0 +1,103 @@
+"""What this machine has, what a demo will take on it, and what is missing; without importing torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instruction sets that decide how fast training is
+# minutes of `make demo` on two cores, as measured: AVX512 with bf16, and AVX2 alone
+FAST, SLOW = 7, 9
+NEEDS = {  # a module, and what it is needed for: the extra of pyproject.toml that brings it
+    "papermill": ("the demo and the chapters", "notebooks"),
+    "ipywidgets": ("the explorer's widgets", "notebooks"),
+    "voila": ("make explorer", "notebooks"),
+    "snakemake": ("make table, ablation, dose, figures and batch", "batch"),
+    "pytest": ("make test", "test"),
+    "sphinx": ("make book", "book"),
+}
+PROGRAMS = {
+    "make": "the commands of the README",
+    "cc": "packages that must be compiled",
+    "chromium": "tests in a browser",
+}
+
+
+def report() -> str:
+    """All of it as text, a line per fact."""
+    cores, sets, memory = _cores(), _sets(), _memory()
+    gpu, free = _gpu(), shutil.disk_usage(Path.cwd()).free / 2**30
+    lines = [
+        f"processor   {_processor()}, {cores} core{'s' * (cores != 1)}, {' '.join(sets) or 'instructions unknown'}",
+        f"bf16        {'has a unit' if any('bf16' in s for s in sets) else 'has no unit, so training uses fp32'}",
+        f"GPU         {gpu or 'none'}",
+        f"memory      {memory:.0f} GiB" + ("" if memory >= 4 else ", and the demo needs 4"),
+        f"disk        {free:.0f} GiB free" + ("" if free >= 8 else ", and the set-up needs 7"),
+        f"Python      {platform.python_version()}",
+        "packages    " + ", ".join(f"{name} {found}" for name, found in _versions().items()),
+        f"a demo      about {_minutes(cores, sets)} minutes, after the set-up",
+    ]
+    missing = [
+        f"{name}: for {what}; pip install 'otclib[{extra}]'"
+        for name, (what, extra) in NEEDS.items()
+        if not find_spec(name)
+    ]
+    missing += [f"{name}: for {what}" for name, what in PROGRAMS.items() if not shutil.which(name)]
+    return "\n".join([*lines, *(f"missing     {what}" for what in missing or ["nothing"])])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpuinfo() -> str:
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.exists() else ""
+
+
+def _processor() -> str:
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _sets() -> list[str]:
+    flags = next((line.split() for line in _cpuinfo().splitlines() if line.startswith("flags")), [])
+    return [name for name in SETS if name in flags]
+
+
+def _memory() -> float:
+    """GiB of memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return 0.0
+
+
+def _gpu() -> str | None:
+    """The first GPU that nvidia-smi names."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    ask = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=5)
+    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout else None
+
+
+def _versions() -> dict[str, str]:
+    out = {}
+    for name in ("otclib", "torch", "torchvision", "open_clip_torch", "timm", "POT", "datasets"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "missing"
+    return out
+
+
+def _minutes(cores: int, sets: list[str]) -> int:
+    """From what was measured on two cores; the demo's two runs use a core each, or share what there is."""
+    two = FAST if "avx512_bf16" in sets or "amx_bf16" in sets else SLOW
+    return two * (2 if cores < 2 else 1)

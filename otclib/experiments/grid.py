@@ -1,0 +1,312 @@
+"""A grid of runs: every data set, attack, system and seed of a configuration, as Snakemake runs them (``workflow/``).
+
+    OUT/<dataset>/<attack>/seed<k>/<system>     a cell: one run folder
+    figures/<record>.json                       one record per cell; its tables and pictures are drawn by ``pages``
+
+A configuration names its parts, and says what each name stands for:
+
+    out: runs/table
+    record: results                              # none: nothing is recorded
+    datasets: {scenes: {dataset: scenes}}        # what ``data.load`` takes
+    attacks: {none: [], badnets: [badnets], weak: [{name: badnets, rate: 0.001}]}    # what ``attacks.load`` takes
+    systems: {clip: {defense: clip}, global only: {defense: otcclip, global_weight: 1.0}}    # what ``train`` takes
+    seeds: [0, 1, 2]
+    parameters: {precision: bf16}                # of all cells
+
+The first attack that plants nothing gives the clean runs that the others are compared with. A repair (CleanCLIP) goes
+on from the system ``clip`` under the same attack, and is given ``repair_on``: clean pairs of another seed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from otclib import attacks, data, defenses, processes
+from otclib.attacks import planting
+from otclib.evaluation import by_class
+from otclib.runs import (
+    code,
+    column,
+    config_of,
+    log_of,
+    machine,
+    metrics_of,
+    seconds_of,
+    seconds_until_safe,
+    today,
+    write_json,
+)
+from otclib.training import train
+
+BY_EPOCH = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")  # recorded of each run
+KEYS = {
+    "out",
+    "record",
+    "kind",
+    "chapter",
+    "datasets",
+    "attacks",
+    "systems",
+    "seeds",
+    "parameters",
+    "repair_on",
+    "recorded",
+    "figures",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run, by the names that the configuration gives to its parts."""
+
+    dataset: str
+    attack: str
+    system: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.system} on {self.attack}, {self.dataset}, seed {self.seed}"
+
+
+class Grid:
+    """The cells of a configuration, see above.
+
+    Raises
+    ------
+    ValueError : a key, data set, attack, defence or option that is not known.
+    """
+
+    def __init__(self, config: Mapping):
+        if unknown := set(config) - KEYS:
+            raise ValueError(
+                f"unknown key {', '.join(sorted(unknown))} in the grid; it takes {', '.join(sorted(KEYS))}"
+            )
+        self.config, self.out = config, Path(config["out"])
+        self.parameters = {k: v for k, v in (config.get("parameters") or {}).items() if v is not None}
+        self.datasets, self.attacks, self.systems = (config[key] for key in ("datasets", "attacks", "systems"))
+        for each in self.datasets.values():
+            if each["dataset"] not in data.NAMES:
+                raise ValueError(f"unknown dataset {each['dataset']!r}; there are {', '.join(data.NAMES)}")
+        for specs in self.attacks.values():
+            for spec in specs:
+                attacks.load(**_named(spec) | ({"surrogate": ""} if _surrogate(spec) else {}))
+        for system in self.systems.values():
+            defenses.load(system["defense"], **self._options(system))
+        self.unpoisoned = next((name for name, specs in self.attacks.items() if not specs), None)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, whole seeds first."""
+        c = self.config
+        return [
+            Cell(d, a, s, k)
+            for k in c["seeds"]
+            for d in self.datasets
+            for a in self.attacks
+            for s in self._systems_of(a)
+        ]
+
+    def _systems_of(self, attack: str) -> list[str]:
+        """Of a set without poison in a table of systems, the clean model alone is of interest."""
+        if attack == self.unpoisoned and self.config.get("kind") == "systems":
+            return ["clip"]
+        return list(self.systems)
+
+    def folder(self, cell: Cell) -> Path:
+        return self.out / cell.dataset / cell.attack / f"seed{cell.seed}" / cell.system.replace(" ", "-")
+
+    def cell(self, dataset: str, attack: str, system: str, seed: int) -> Cell:
+        """The cell of a folder's names, in which a system's blanks are dashes."""
+        return Cell(dataset, attack, next(name for name in self.systems if name.replace(" ", "-") == system), int(seed))
+
+    def needs(self, cell: Cell) -> list[Cell]:
+        """What must be finished first: the clean run, a surrogate, the model that is repaired."""
+        first = []
+        if cell.attack != self.unpoisoned:
+            if clean := self._clean(cell):
+                first.append(clean)
+            for spec in self.attacks[cell.attack]:
+                if found := _surrogate(spec):
+                    first.append(Cell(cell.dataset, found["attack"], found["system"], found["seed"]))
+        if defenses.repairs(self.systems[cell.system]["defense"]):
+            first.append(Cell(cell.dataset, cell.attack, "clip", cell.seed))
+        return first
+
+    def _clean(self, cell: Cell) -> Cell | None:
+        """The undefended run without poison that a cell is compared with; a chapter compares with none."""
+        compares = self.unpoisoned is not None and "clip" in self.systems and not self.config.get("chapter")
+        return Cell(cell.dataset, self.unpoisoned, "clip", cell.seed) if compares else None
+
+    def planned(self, cell: Cell) -> list:
+        """The attacks on a cell's training set."""
+        out = []
+        for spec in self.attacks[cell.attack]:
+            options = _named(spec)
+            if found := _surrogate(spec):
+                surrogate = self.folder(Cell(cell.dataset, found["attack"], found["system"], found["seed"]))
+                options["surrogate"] = str(surrogate / "model.safetensors")
+            out.append(attacks.load(**options))
+        return out
+
+    def _options(self, system: Mapping) -> dict:
+        """Of a system, the defence's own options."""
+        epochs = {"epochs": self.parameters["epochs"]} if "epochs" in self.parameters else {}
+        return {k: v for k, v in system.items() if k not in ("defense", "model", "lr")} | epochs
+
+    def run(self, cell: Cell) -> Path:
+        """Poison, train, evaluate. A finished cell is returned at once."""
+        source = dict(self.datasets[cell.dataset])
+        name = source.pop("dataset")
+        pairs, manifest = data.load(name, seed=cell.seed, **source), None
+        if planned := self.planned(cell):
+            pairs, manifest = attacks.plant(pairs, planned, seed=cell.seed)
+        system = self.systems[cell.system] | self.parameters
+        clean = self._clean(cell)
+        if clean and cell.attack != self.unpoisoned:
+            system["clean"] = self.folder(clean)
+        if defenses.repairs(system["defense"]):
+            pairs = self._repair_pairs(cell, name, source)
+            system["model"] = self.folder(Cell(cell.dataset, cell.attack, "clip", cell.seed)) / "model.safetensors"
+        return train(pairs, manifest=manifest, seed=cell.seed, out=self.folder(cell), **system)
+
+    def _repair_pairs(self, cell: Cell, name: str, source: dict):
+        given = self.config.get("repair_on") or {"seed": 1000, "size": 2000}
+        size = min(source.get("size") or given["size"], given["size"])
+        pairs = data.load(name, seed=cell.seed + given["seed"], **source | {"size": size})
+        if self.systems[cell.system]["defense"] == "cleanclip-supervised":
+            return pairs.filter(lambda label: label is not None, input_columns="label")
+        return pairs
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def record(self, cell: Cell) -> dict:
+        """What the figures hold of a finished cell."""
+        run, kind = self.folder(cell), self.config.get("kind")
+        metrics, config = metrics_of(run), config_of(run)
+        rate = sum(value for key, value in metrics.items() if key.startswith("poison_rate/"))
+        spent, defense = [run], config["defense"]
+        if defenses.repairs(defense):  # its model had to be trained first, and was given the poison
+            spent.insert(0, self.folder(Cell(cell.dataset, cell.attack, "clip", cell.seed)))
+            rate = sum(value for key, value in metrics_of(spent[0]).items() if key.startswith("poison_rate/"))
+        seconds, log = [seconds_of(log_of(each)) for each in spent], log_of(run)
+        return {
+            "defense": defense,
+            "attack": "targeted+badnets" if kind == "dose" else cell.attack,
+            "seed": cell.seed,
+            "variant": cell.system if kind == "ablation" else None,
+            "dose": float(cell.attack) if kind == "dose" else None,
+            "rate": rate,
+            "seconds_total": sum(seconds),
+            "seconds_until_safe": seconds_until_safe(log, sum(seconds[:-1])),
+            **{k: v for k, v in metrics.items() if k not in ("defense", "seed")},
+            "precision": config["precision"],
+            "options": config["options"],
+            "attacks": [json.loads(attack) for attack in config["attacks"]],
+            "machine": config["machine"],
+            "code": config.get("code"),
+            "by_epoch": {key: column(log, key) for key in BY_EPOCH if any(key in line for line in log)},
+        }
+
+    def finished(self, cell: Cell) -> bool:
+        return (self.folder(cell) / "metrics.json").exists()
+
+    def _with_tables(self, cell: Cell) -> tuple:
+        """A cell's run, its clean pairs and its test images."""
+        source = dict(self.datasets[cell.dataset])
+        name = source.pop("dataset")
+        return (
+            self.folder(cell),
+            data.load(name, seed=cell.seed, **source),
+            data.load(name, split="test", seed=cell.seed),
+        )
+
+    def cell_of(self, record: Mapping) -> Cell:
+        """The cell that a record is of."""
+        attack = record["attack"] if record.get("dose") is None else f"{record['dose']:g}"
+        return Cell(next(iter(self.datasets)), attack, record.get("variant") or record["defense"], record["seed"])
+
+    def difference(self, cell: Cell, found: Mapping) -> str | None:
+        """Between a record and what would be trained now, in words; None: there is none."""
+        if cell.system not in self.systems or cell.attack not in self.attacks:
+            return None
+        system = self.systems[cell.system]
+        method = defenses.load(system["defense"], **self._options(system))
+        wanted = {
+            "options": asdict(method),
+            "attacks": sorted(planting.spec(attack, attack.kind) for attack in self.planned(cell)),
+        }
+        if "precision" in self.parameters:
+            wanted["precision"] = self.parameters["precision"]
+        have = dict(found)
+        have["options"] = today(found["options"])
+        have["attacks"] = sorted(json.dumps(attack, sort_keys=True) for attack in found["attacks"])
+        for key, value in wanted.items():
+            if have[key] != value:
+                return f"{key} was {have[key]!r}, is {value!r}"
+        return None
+
+    def recorded(self, figures: Path) -> dict[Cell, dict]:
+        """The records that are there already, by cell.
+
+        Raises
+        ------
+        ValueError : some are of other options, attacks or precision than would be trained now.
+        """
+        file, found = figures / f"{self.config.get('record')}.json", {}
+        for record in json.loads(file.read_text()) if file.exists() else []:
+            cell = self.cell_of(record)
+            if difference := self.difference(cell, record):
+                raise ValueError(f"{file} holds another record of {cell}: {difference}; move it away, or name another")
+            found[cell] = record
+        return found
+
+    def asked(self, figures: Path) -> list[Cell]:
+        """The cells to run: all, or with ``recorded: true`` those that have no record yet."""
+        known = self.recorded(figures) if self.config.get("record") else {}
+        return [cell for cell in self.cells if not (self.config.get("recorded") and cell in known)]
+
+    def collect(self, figures: Path) -> list[dict]:
+        """Write the record of every cell that is finished, beside those whose runs lie elsewhere; returns all."""
+        records = self.recorded(figures)
+        for cell, record in records.items():
+            if record.get("code") != code():
+                print(
+                    f"kept as recorded, by other code ({(record.get('code') or {}).get('commit')}): {cell}", flush=True
+                )
+        records |= {cell: self.record(cell) for cell in self.cells if self.finished(cell)}
+        figures.mkdir(parents=True, exist_ok=True)
+        order = {name: k for k, name in enumerate(self.systems)}
+        if self.config.get("kind") == "ablation":  # variant by variant, as the table shows them
+            records = dict(sorted(records.items(), key=lambda item: order.get(item[0].system, len(order))))
+        write_json(figures / f"{self.config['record']}.json", list(records.values()))
+        ours = [cell for cell in records if cell.system == "otcclip"]
+        if self.config.get("kind") == "systems" and ours and all(map(self.finished, ours)):
+            made_by = {"code": code(), "machine": machine()}
+            write_json(figures / "classes.json", made_by | {"classes": by_class(map(self._with_tables, ours))})
+        return list(records.values())
+
+
+def _named(spec: str | Mapping) -> dict:
+    return {"name": spec} if isinstance(spec, str) else {k: v for k, v in spec.items() if not isinstance(v, Mapping)}
+
+
+def _surrogate(spec: str | Mapping) -> dict | None:
+    """The cell whose model an attacker uses, as ``{attack: none, system: clip, seed: 100}``."""
+    found = spec.get("surrogate") if isinstance(spec, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """``grid CONFIG DATASET ATTACK SYSTEM SEED``: run one cell, named as its folder is; CONFIG is JSON."""
+    config, *names = sys.argv[1:] if arguments is None else arguments
+    grid = Grid(json.loads(config))
+    print(grid.run(grid.cell(*names)))
+
+
+if __name__ == "__main__":
+    with processes.stoppable("otclib.experiments.grid", "the same command goes on from the last finished epoch"):
+        main()

@@ -1,0 +1,61 @@
+"""The pages of results in the book, and their pictures, made of the committed records (``figures/*.json``).
+
+python -m otclib.experiments.pages            # all of them
+python -m otclib.experiments.pages ablation   # of one record
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from otclib import figures
+from otclib.experiments import tables
+from otclib.experiments.records import grouped, made_by, order, table
+from otclib.runs import write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES, BOOK = ROOT / "figures", ROOT / "book" / "results"
+
+
+def seeds(records: list[dict]) -> str:
+    """Undefended and OTCCLIP on three seeds."""
+    return f"{table(records)}\n\nMade by {made_by(records)}, in {', '.join(order(records, 'precision'))}."
+
+
+# record: its page, the text on it, the picture of its name
+PAGES: dict[str, tuple[str, Callable, Callable]] = {
+    "seeds": ("seeds", seeds, lambda records: figures.comparison(grouped(records))),
+    "results": ("systems", tables.report, figures.attack_grid),
+    "ablation": ("ablation", tables.ablation_table, figures.ablation),
+    "dose": ("dose", tables.dose_table, figures.dose),
+}
+
+
+def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
+    """Draw a record's picture into ``folder``, where the record lies, and write its text into its page."""
+    page, text, draw = PAGES[record]
+    records = json.loads((folder / f"{record}.json").read_text())
+    draw(records).savefig(folder / f"{'comparison' if record == 'seeds' else record}.png", dpi=150)
+    into_page(page, text(records), book)
+
+
+def into_page(name: str, text: str, book: Path = BOOK) -> None:
+    """Replace what stands in the page between ``<!-- name: generated -->`` and ``<!-- name ends -->``.
+
+    A page that is not there yet is begun.
+    """
+    file, begin, end = book / f"{name}.md", f"<!-- {name}: generated -->", f"<!-- {name} ends -->"
+    before = file.read_text() if file.exists() else f"# {name.capitalize()}\n\n{begin}\n{end}\n"
+    if begin not in before or end not in before.split(begin)[1]:
+        raise ValueError(f"{file} has no place for the text: {begin} ... {end}")
+    head, rest = before.split(begin)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:] or PAGES:
+        publish(each)

@@ -1,0 +1,99 @@
+"""What is made of records: tables, claims, and the pages of the book."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from otclib import figures
+from otclib.experiments import pages, tables
+from otclib.experiments.claims import claims
+from otclib.runs import seconds_until_safe
+
+ROOT = Path(__file__).parent.parent
+
+
+def line(seconds, accuracy, asr=None, hits=0):
+    return {"seconds": seconds, "zero_shot_top1": accuracy, "attack_success_rate": asr, "targets_hit": hits}
+
+
+def test_seconds_until_safe_by_hand():
+    good, bad = line(10, 0.96, 0.01), line(10, 0.96, 0.5)
+    assert seconds_until_safe([good]) == 10
+    assert seconds_until_safe([bad, bad, good, good]) == 30
+    assert seconds_until_safe([bad, good, bad, good]) == 40, "it must stay so"
+    assert seconds_until_safe([good, bad]) is None
+    assert seconds_until_safe([line(10, 0.9, 0.0)]) is None
+    assert seconds_until_safe([line(10, 0.99, None, hits=1)]) is None
+    assert seconds_until_safe([bad, good], before=100) == 120
+
+
+def test_published_figures_are_marked_and_have_a_source():
+    records = [
+        {"defense": d, "attack": "targeted", "seed": s, "rate": 0.02, "targets_hit": h, "targets": 16, "variant": v}
+        for d, s, h, v in (("clip", 0, 15, "full"), ("clip", 1, 16, "full"), ("otcclip", 0, 0, "global only"))
+    ]
+    for r in records:
+        r["clean_model_hits"] = 0
+    text = tables.attack_table(records)
+    assert "15+16 of 16 each, 2 seeds<br>*93.75 %, i.e. 15/16* [1]" in text, "counts stay counts"
+    assert "[1] SafeCLIP and RoCLIP" in text and "*published, backdoors in general*" in text
+    row = next(line for line in text.splitlines() if line.startswith("| targeted"))
+    assert row.split("|")[-2].strip() == "0+0", "the clean model's hits, seed by seed"
+    badnets = [{"defense": "clip", "attack": "badnets", "seed": 0, "rate": 0.01, "attack_success_rate": 0.9}]
+    badnets[0] |= {"clean_model_rate": 0.025, "clean_model_triggered_top1": 0.5, "triggered_top1": 0.03}
+    row = tables.attack_table(badnets).splitlines()[2]
+    assert row.split("|")[-2].strip() == "2.5"
+    assert tables.triggered_table(badnets).splitlines()[2] == "| badnets | 50.0 | 3.0 |"
+    assert len(tables.triggered_table(records).splitlines()) == 2, "a targeted attack has no trigger"
+    ablated = tables.ablation_table(records)
+    assert "| full | 2 |" in ablated and "15.5 (15 to 16)" in ablated
+    assert figures.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
+
+
+def test_claims_hold_only_if_they_do_in_every_run():
+    def run(defense, attack, seed, accuracy, asr, seconds):
+        record = {"defense": defense, "attack": attack, "seed": seed, "zero_shot_top1": accuracy}
+        return record | {"attack_success_rate": asr, "seconds_until_safe": seconds, "linear_probe/digits": accuracy}
+
+    records = [run("clip", "none", 0, 0.98, None, None), run("clip", "badnets", 0, 0.98, 0.95, None)]
+    records += [run("otcclip", "badnets", 0, 0.97, 0.0, 100), run("roclip", "badnets", 0, 0.9, 0.5, None)]
+    records += [run("safeclip", "badnets", 0, 0.9, 0.01, 200), run("cleanclip", "badnets", 0, 0.96, 0.3, None)]
+
+    def verdicts(of):
+        rows = [line.split("|") for line in claims(of).splitlines()[2:]]
+        return {row[1].strip(): row[4].strip() for row in rows}
+
+    found = verdicts(records)
+    assert found["undefended, badnets: ASR at least 90 %"] == "yes"
+    assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "yes"
+    assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "yes"
+    assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "yes"
+    assert found["OTCCLIP (reconstruction): success 0 % in most cases"] == "yes"
+    assert found["CleanCLIP at least halves a backdoor"] == "yes"
+    assert found["... at under 1 point of zero-shot accuracy"] == "**no** (0 of 1)", "it costs 2"
+    assert found["SafeCLIP: no targeted image hit"] == "not run"
+    assert found["RoCLIP, badnets: ASR at most 2 %"] == "**no** (0 of 1)"
+    more = [run("otcclip", "badnets", 1, 0.99, 0.03, None), run("roclip", "badnets", 1, 0.995, 0.5, 300)]
+    worse = verdicts([*records, *more, run("clip", "badnets", 1, 0.9, 0.8, None)])
+    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no** (1 of 2)"
+    assert worse["undefended, badnets: ASR at least 90 %"] == "**no** (1 of 2)"
+    assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**no** (1 of 2)", "better on average is not enough"
+    assert worse["OTCCLIP (reconstruction): success 0 % in most cases"].startswith("**no**")
+    never = [run("otcclip", "badnets", 0, 0.9, 0.5, None), run("roclip", "badnets", 0, 0.9, 0.5, None)]
+    assert verdicts(never)["OTCCLIP accurate and safe sooner than RoCLIP"] == "undecided", "neither ever was"
+    assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**no** (1 of 2)"
+
+
+@pytest.mark.parametrize("record", pages.PAGES)
+def test_the_book_shows_the_committed_records(record):
+    page, text, _ = pages.PAGES[record]
+    records = json.loads((ROOT / "figures" / f"{record}.json").read_text())
+    assert text(records) in (ROOT / "book" / "results" / f"{page}.md").read_text()
+
+
+def test_the_dose_table_by_hand():
+    run = {"poison_rate/badnets": 0.005, "poison_rate/targeted": 0.02, "pairs": 12_000, "targets": 15, "dose": 1}
+    records = [run | {"attack_success_rate": rate, "targets_hit": hits} for rate, hits in ((0.5, 14), (0.7, 16))]
+    line = tables.dose_table(records).splitlines()[2]
+    assert line.split(" | ") == ["| 60", "0.50", "60.0 (50.0 to 70.0)", "16", "15.0 (14 to 16)", "| 2 |"], line
