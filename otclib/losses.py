@@ -88,7 +88,7 @@ def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> 
 
 
 def coarse(features: Features, keep: int = 16) -> Features:
-    """Average neighbouring visual tokens to a square of at most ``keep``; tokens that form no square are returned."""
+    """Average neighbouring visual tokens to a square of at most ``keep``; without a square grid, keep them."""
     side, out = math.isqrt(features.tokens.shape[1]), math.isqrt(keep)
     if side**2 != features.tokens.shape[1] or side <= out:
         return features
