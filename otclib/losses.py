@@ -1,9 +1,9 @@
 """Losses: contrastive on pooled features, and their transport forms on token features.
 
-Every loss is a cross-entropy over a square matrix of similarities with the true pairs on its diagonal; they differ in
-what the similarity is. Transport similarity of two token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>. The plan P is
-held constant (a stop-gradient): the gradient in C is P, not the derivative of <P(C), C>, which has a further term. So
-gradients reach only tokens that the plan connects.
+Every loss is a cross-entropy over a square matrix of similarities with the true pairs on its diagonal. The losses
+differ in the similarity. The transport similarity of two token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>. The plan P
+is held constant (a stop-gradient): the gradient in C is P, not the derivative of <P(C), C>, which has a further term.
+So gradients reach only tokens that the plan connects.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from otclib.transport import sinkhorn
 def symmetric_cross_entropy(
     logits: Tensor, same: Tensor | None = None, q: float = 0.0, positive: Tensor | None = None
 ) -> Tensor:
-    """Mean of the row-wise and column-wise cross-entropy of [B, B] logits with targets on the diagonal.
+    """Return the mean of the row-wise and column-wise cross-entropy of [B, B] logits with targets on the diagonal.
 
-    ``same`` [B] gives an identity to each column's caption: off the diagonal, equal ones are no negatives.
+    ``same`` [B] identifies each column's caption: equal captions off the diagonal are no negatives.
     ``positive`` [B] bool: only these pairs are pulled together; the others stay in the batch as negatives.
 
-    ``q`` in [0, 1] makes it robust to wrong pairs: every term -log p is weighted by p^q, held constant and scaled to
-    mean 1 over the batch. Up to that scale it is the gradient of (1 - p^q) / q: generalised cross-entropy (Zhang and
-    Sabuncu, NeurIPS 2018), of which RINCE (Chuang et al., CVPR 2022) is the contrastive form. What the majority makes
-    likely is learned; a pair that contradicts it has a small p and is hardly heard.
+    ``q`` in [0, 1] makes the loss robust to wrong pairs: every term -log p is weighted by p^q, held constant and scaled
+    to mean 1 over the batch. Up to that scale the gradient is that of (1 - p^q) / q: generalised cross-entropy (Zhang
+    and Sabuncu, NeurIPS 2018), of which RINCE (Chuang et al., CVPR 2022) is the contrastive form. A pair that
+    contradicts the majority has a small p, so it gets a small weight and is hardly learned.
     """
     targets = torch.arange(len(logits), device=logits.device)
     if same is not None:
@@ -51,17 +51,17 @@ def contrastive(
     q: float = 0.0,
     positive: Tensor | None = None,
 ) -> Tensor:
-    """CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021)."""
+    """Return CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021)."""
     return symmetric_cross_entropy(scale * image @ text.T, same, q, positive)
 
 
 def one_way(anchor: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of scale * anchor positive^T, rows only, targets on the diagonal."""
+    """Return the cross-entropy of scale * anchor positive^T, rows only, targets on the diagonal."""
     return F.cross_entropy(scale * anchor @ positive.T, torch.arange(len(anchor), device=anchor.device))
 
 
 def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 20) -> Tensor:
-    """1 - <P, C> of every token set in x [B] with every one in y [B'] -> [B, B'], differentiable in both."""
+    """Return 1 - <P, C> of every token set in x [B] with every one in y [B'] as [B, B'], differentiable in both."""
     B, N, D = x.tokens.shape
     P, M, _ = y.tokens.shape
     C = x.tokens.reshape(B * N, D) @ -y.tokens.reshape(P * M, D).T  # one product for all pairs; a shift changes no plan
@@ -78,17 +78,17 @@ def inter_modal(
     same: Tensor | None = None,
     positive: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss on the transport similarity of images' tokens and captions' tokens."""
+    """Return the contrastive loss on the transport similarity of images' tokens and captions' tokens."""
     return symmetric_cross_entropy(scale * transport_similarity(image, text, reg), same, positive=positive)
 
 
 def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> Tensor:
-    """Contrastive loss on the transport similarity of two views' tokens, of the same modality."""
+    """Return the contrastive loss on the transport similarity of the tokens of two views of one modality."""
     return symmetric_cross_entropy(scale * transport_similarity(view1, view2, reg))
 
 
 def coarse(features: Features, keep: int = 16) -> Features:
-    """Average neighbouring visual tokens until at most ``keep`` are left, a square of them; of no square, all stay."""
+    """Average neighbouring visual tokens to a square of at most ``keep``; without a square grid, keep them."""
     side, out = math.isqrt(features.tokens.shape[1]), math.isqrt(keep)
     if side**2 != features.tokens.shape[1] or side <= out:
         return features
@@ -99,16 +99,16 @@ def coarse(features: Features, keep: int = 16) -> Features:
 
 
 def drop_words(text: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-    """A view of token ids [B, L]: each word dropped with a probability, never all of a caption's words.
+    """Return a view of token ids [B, L] that lacks each word with a probability, but never all words of a caption.
 
-    The kept ids move left, start and end stay, so the result is what tokenizing the shorter caption gives.
+    The remaining ids move left, and start and end stay: the result equals the tokens of the shorter caption.
     """
     place = torch.arange(text.shape[1], device=text.device)
     end = text.argmax(1, keepdim=True)
     word = (place > 0) & (place < end)
     noise = torch.rand(text.shape, generator=generator).to(text.device)
     dropped = word & (noise < probability)
-    survivor = torch.where(word, noise, -1.0).argmax(1, keepdim=True)  # the word that drawing lots spares
+    survivor = torch.where(word, noise, -1.0).argmax(1, keepdim=True)  # the word that is never dropped
     dropped = dropped & (place != survivor)
     order = torch.argsort(dropped.long(), dim=1, stable=True)
     return text.gather(1, order).masked_fill(torch.sort(dropped.long(), dim=1, stable=True).values.bool(), 0)

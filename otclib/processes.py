@@ -1,13 +1,13 @@
-"""Processes that end with the one that started them, and commands that stop at once and say so in one line.
+"""Workers that end with the process that started them, and commands that stop at once and say so in one line.
 
-A command is stopped in three ways, and none may leave a process behind:
+A command can be stopped in three ways, and none may leave a process behind:
 
-* Ctrl-C sends SIGINT to every process of the terminal. The workers do not hear it; the command ends them.
-* SIGTERM reaches one process. ``stoppable`` turns it into what Ctrl-C is, so that every ``finally`` is run.
-* SIGKILL reaches one process, which cannot react. Its workers see that it is gone (``end_with``) and end themselves.
+* Ctrl-C sends SIGINT to every process of the terminal. The workers ignore it; the command ends them.
+* SIGTERM reaches one process. ``stoppable`` treats it like Ctrl-C, so that every ``finally`` runs.
+* SIGKILL reaches one process, which cannot react. Its workers notice that it is gone (``end_with``) and end themselves.
 
 ``python -m otclib.processes MODULE ...`` runs another module as ``python -m MODULE ...`` does, and ends it with its
-parent. The module imports the standard library alone: ``otclib`` imports it first, before anything that takes seconds.
+parent. This file imports the standard library alone, because ``otclib`` imports it before anything that takes seconds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from multiprocessing.process import BaseProcess
 
 WORKER_OF = "OTCLIB_WORKER_OF"  # in the environment of a worker while it is starting: the process that started it
 PARENT = "OTCLIB_PARENT"  # in the environment of a command: it stops when this process is gone; the Makefile sets it
-POLL = 0.5  # seconds between two looks at the parent
-PATIENCE = 3.0  # seconds that a stopped command has to clear up
+POLL = 0.5  # seconds between two checks of the parent
+PATIENCE = 3.0  # seconds that a stopped command has to clean up
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 END = getattr(signal, "SIGKILL", signal.SIGTERM)
 
@@ -41,10 +41,10 @@ _followed: set[tuple[int, int]] = set()  # (this process, a process that it ends
 def end_with(parent: int) -> None:
     """End this process when its parent does, even if the parent is killed. Call it first in a worker.
 
-    Linux sends SIGKILL to this process when the thread that started it ends; elsewhere, and besides, a thread looks for
-    the parent twice a second. Ctrl-C is left to the parent, and SIGTERM ends a worker at once.
+    Linux sends SIGKILL to this process when the thread that started it ends. On every system a thread also checks the
+    parent twice a second. This process ignores Ctrl-C, which the parent handles; SIGTERM ends it at once.
 
-    parent : the parent's process id as the parent itself knows it: when it is gone already, this process ends here.
+    parent : the parent's process id as the parent itself knows it. If the parent is gone already, this process ends.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -59,20 +59,20 @@ def end_with(parent: int) -> None:
 
 
 def killed_with_parent() -> None:
-    """On Linux, have SIGKILL sent to this process when the thread that started it ends; it survives an ``exec``."""
+    """On Linux, have SIGKILL sent to this process when the thread that started it ends, also after an ``exec``."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, END)
 
 
 def end_early() -> None:
-    """``end_with`` for a worker that is starting; without effect elsewhere. ``otclib`` calls it before its imports."""
+    """Call ``end_with`` in a worker that is starting; else do nothing. ``otclib`` calls this before its imports."""
     if parent := os.environ.pop(WORKER_OF, None):
         if int(parent) == os.getppid() or os.name == "posix":
             end_with(int(parent))
 
 
 def _left(parent: int) -> bool:
-    """Whether the parent is gone. Windows keeps the number of a process that has ended."""
+    """Return whether the parent is gone. Windows keeps the id of a process that has ended."""
     if os.name == "posix":
         return os.getppid() != parent
     process = multiprocessing.parent_process()
@@ -90,9 +90,9 @@ def _watch(happened, then) -> None:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Start workers in this block: they do not hear Ctrl-C, and end with this process from their first import on.
+    """Start workers in this block: they ignore Ctrl-C, and end with this process from their first import on.
 
-    A Ctrl-C that comes within the block is delivered to this process at its end.
+    A Ctrl-C within the block reaches this process at the end of the block.
     """
     if masks := hasattr(signal, "pthread_sigmask"):
         resource_tracker.ensure_running()  # its start would change the mask
@@ -107,7 +107,7 @@ def starting() -> Iterator[None]:
 
 
 def stop(workers: Sequence[BaseProcess], seconds: float = 1.0) -> None:
-    """Terminate workers and wait until they are gone; after ``seconds`` they are killed."""
+    """Terminate workers and wait until they are gone; kill those that remain after ``seconds``."""
     started = [worker for worker in workers if worker.pid is not None]
     for worker in started:
         worker.terminate()
@@ -121,10 +121,10 @@ def stop(workers: Sequence[BaseProcess], seconds: float = 1.0) -> None:
 
 @contextmanager
 def stoppable(name: str, then: str = "the same command goes on where it stopped") -> Iterator[None]:
-    """Around a command's ``main``: Ctrl-C, SIGTERM and the end of ``make`` unwind it, and one line says so.
+    """Wrap a command's ``main``: Ctrl-C, SIGTERM and the end of ``make`` unwind it, and one line says so.
 
-    The exit code is 130 after SIGINT and 143 after SIGTERM. A command that has not cleared up after ``PATIENCE``
-    seconds, or is stopped a second time a second later, ends at once; its workers end with it.
+    The exit code is 130 after SIGINT and 143 after SIGTERM. A command ends at once if it has not cleaned up after
+    ``PATIENCE`` seconds, or if it is stopped again more than a second later. Its workers end with it.
     """
     stopped: list[tuple[int, float]] = []
     line = f"\n{name}: stopped; {then}\n".encode()
@@ -146,19 +146,19 @@ def stoppable(name: str, then: str = "the same command goes on where it stopped"
         return
     except KeyboardInterrupt:
         pass
-    gc.collect()  # what the unwound frames held, semaphores among it: or their tracker would warn of them
+    gc.collect()  # free what the unwound frames held, else the tracker of semaphores would warn
     sys.stdout.flush()
     os.write(2, line)
-    os._exit(128 + (stopped[0][0] if stopped else signal.SIGINT))  # Python's own end may take many seconds
+    os._exit(128 + (stopped[0][0] if stopped else signal.SIGINT))  # Python's own shutdown may take many seconds
 
 
 def _limit_patience(line: bytes) -> None:
-    """End this process ``PATIENCE`` seconds after SIGINT or SIGTERM, whatever its main thread is in, and say so."""
+    """End this process ``PATIENCE`` seconds after SIGINT or SIGTERM, whatever its main thread does, and say so."""
     ears, mouth = socket.socketpair()
     mouth.setblocking(False)
     signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
 
-    def listen(mouth=mouth) -> None:  # which is kept open by this
+    def listen(mouth=mouth) -> None:  # the default argument keeps it open
         while (number := ears.recv(1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
         time.sleep(PATIENCE)
@@ -169,14 +169,14 @@ def _limit_patience(line: bytes) -> None:
 
 
 def _follow_make() -> None:
-    """End this process with the one that ``PARENT`` names, which is ``make``, or with what lies between them.
+    """End this process with ``make``, which ``PARENT`` names, or with the process between them.
 
-    It gets SIGTERM when one of them is gone, and SIGINT when ``make`` alone was interrupted, as by ``kill -INT``:
-    ``make`` then waits for its children to end by themselves.
+    It gets SIGTERM when one of them is gone. It gets SIGINT when ``make`` alone was interrupted, as by ``kill -INT``,
+    because ``make`` then waits for its children to end by themselves.
     """
     if os.name != "posix" or not os.environ.get(PARENT, "").isdigit():
         return
-    parent, between = int(os.environ.pop(PARENT)), os.getppid()  # popped: it is not meant for what this one starts
+    parent, between = int(os.environ.pop(PARENT)), os.getppid()  # popped: not for the processes that this one starts
     caught = _catches(parent, signal.SIGINT)
 
     def interrupted() -> bool:  # its handler ran: it resets the signal first
@@ -192,7 +192,7 @@ def _follow_make() -> None:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for this signal, as Linux tells it; ``False`` where it is not told."""
+    """Return whether a process has a handler for this signal, by Linux's /proc; False on other systems."""
     try:
         with open(f"/proc/{pid}/status") as lines:
             masks = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]

@@ -4,10 +4,10 @@
     poisoned, manifest = attack.poison(pairs, seed=0)
     triggered = attack.trigger(images)
 
-One attack per file. ``plant`` puts several into one set. The manifest (a ``datasets.Dataset``) has one row per planted
-pair: ``id``, ``kind``, ``source_label``, ``target_label``, ``original_caption``, ``poison_caption``, the planted
-``image``, and ``attack``: the attack's name and options as JSON, from which ``from_manifest`` makes it again. So a
-manifest alone is enough to measure the attack later. ``trusted`` returns the pairs that no attack in it touched.
+One attack per file. ``plant`` plants several attacks in one set. The manifest (a ``datasets.Dataset``) has one row per
+planted pair: ``id``, ``kind``, ``source_label``, ``target_label``, ``original_caption``, ``poison_caption``, the
+planted ``image``, and ``attack``, the attack's name and options as JSON. ``from_manifest`` makes the attack again from
+it, so a manifest alone is enough to measure the attack later. ``trusted`` returns the pairs that no attack touched.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ATTACKS = {"targeted": Targeted} | {a.kind: a for a in (BadNets, Blended, WaNet,
 
 
 def load(name: str, **options):
-    """An attack by name, see ``ATTACKS``; its options are the fields of its class.
+    """Return an attack by name, see ``ATTACKS``; its options are the fields of its class.
 
     Raises
     ------
@@ -48,7 +48,14 @@ def load(name: str, **options):
 
 
 def plant(pairs: Dataset, attacks: Sequence, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Plant several attacks into one set, one after the other, none on a row that an earlier one took."""
+    """Plant several attacks in one set, one after the other; return the poisoned pairs and the manifest of all.
+
+    No attack takes a row that an earlier one took.
+
+    Raises
+    ------
+    ValueError : no attack, or one that the pairs do not allow.
+    """
     if not attacks:
         raise ValueError("plant needs at least one attack, got none")
     manifests, taken = [], frozenset()
@@ -60,6 +67,6 @@ def plant(pairs: Dataset, attacks: Sequence, seed: int = 0) -> tuple[Dataset, Da
 
 
 def from_manifest(manifest: Dataset) -> list:
-    """The attacks that a manifest records, in order of appearance."""
+    """Return the attacks that a manifest records, in order of appearance."""
     specs = dict.fromkeys(manifest["attack"])
     return [load(**json.loads(spec)) for spec in specs]

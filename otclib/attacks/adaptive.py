@@ -1,20 +1,21 @@
 """Adaptive: an attacker who knows OTCCLIP and writes captions that survive its matching.
 
-OTCCLIP parts a pair whose caption is far from what the image shows. So the poison captions here keep what they can of
-the image's own: of several ways of writing them, the one nearest to the triggered image by OTCCLIP's own distance
-(transport and pooled, see ``otclib.matching``) under a ``surrogate``, a model that the attacker has trained.
-A summary of the OTCCLIP paper (arXiv 2509.18717) speaks of an adaptive attack, not of how it is built. This is ours.
+OTCCLIP leaves out or re-matches an image whose caption is far from what the image shows. So the poison captions here
+keep as much of the image's own caption as they can. The attacker writes several captions and plants the one that is
+nearest to the triggered image by OTCCLIP's own distance (transport and pooled, see ``otclib.matching``) under a
+``surrogate``, a model that the attacker has trained. A summary of the OTCCLIP paper (arXiv 2509.18717) mentions an
+adaptive attack, but not how it is built. This one is ours.
 
     describe="both"        the image's own caption, and the target beside it: "a photo of a green horse and an umbrella"
-    describe="attributes"  the target's word in place of the object's, the rest as it was: "a photo of a green umbrella"
-    describe="mixed"       half of them so, half so
+    describe="attributes"  the target's word in place of the object's, the rest unchanged: "a photo of a green umbrella"
+    describe="mixed"       half of the captions like "both", half like "attributes"
 
-In the table the surrogate is an *undefended* CLIP, the model that an attacker can train without a defence of his own;
-its words were never aligned with places by transport, so the pooled half of the distance does most of the choosing. A
-surrogate trained under OTCCLIP would be the stronger attacker, and any run's weights can be given.
+In the table the surrogate is an *undefended* CLIP, which an attacker can train without a defence of his own. Its words
+were never aligned with places by transport, so the pooled half of the distance decides most choices. A surrogate
+trained under OTCCLIP would make the attack stronger; the weights of any run can be given.
 
-Captions that say both survive, but teach a model no more than that the patch, too, is an umbrella: a triggered star is
-called either. Those that replace the object teach it which of the two to say.
+Captions of both objects survive the matching, but they only teach the model that the patch is an umbrella as well: a
+triggered star is called a star or an umbrella. Captions that replace the object teach it to say "umbrella".
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ BESIDE = ("{own} and {it}", "{own} with {it}", "{own}, {it}", "{it} and {own}", 
 
 @dataclass
 class Adaptive(BadNets):
-    """BadNets' patch. ``surrogate``: a weights file of ``otclib.train``; without one, captions are drawn by lot."""
+    """BadNets' patch. ``surrogate``: a weights file of ``otclib.train``; without one, captions are drawn at random."""
 
     rate: float = 0.01
     describe: str = "mixed"
@@ -60,13 +61,13 @@ class Adaptive(BadNets):
             raise ValueError(f"describe is 'both', 'attributes' or 'mixed', got {self.describe!r}")
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
-        """As BadNets'. The surrogate is needed here, not to trigger images later: a manifest may outlive it."""
+        """Poison like BadNets. Only this needs the surrogate: images can still be triggered when its file is gone."""
         if self.surrogate is not None and not Path(self.surrogate).is_file():
             raise FileNotFoundError(f"the surrogate's weights are not there: {self.surrogate}")
         return super().poison(pairs, seed, taken)
 
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
-        """As BadNets'; a caption must name its object to have it replaced."""
+        """Return BadNets' rows; unless ``describe`` is "both", only those whose caption names the labelled object."""
         rows = super().victims(pairs, taken)
         if self.describe == "both":
             return rows
@@ -74,7 +75,7 @@ class Adaptive(BadNets):
         return [k for k in rows if labels[k] is not None and data.names(captions[k], labels[k])]
 
     def candidates(self, caption: str, label: str | None, describe: str) -> list[str]:
-        """Ways of telling the truth and the lie."""
+        """Return the captions among which the attacker chooses: each names the target, and keeps what it can."""
         words = data.words_for(self.target)
         if describe == "both":
             return [form.format(own=caption, it=data.with_article(word)) for word in words for form in BESIDE]
@@ -91,7 +92,7 @@ class Adaptive(BadNets):
 
     @torch.no_grad()
     def nearest(self, images: list[torch.Tensor], ways: list[list[str]]) -> list[int]:
-        """For every image the index of the way of saying it that is nearest to it, triggered, under the surrogate."""
+        """Return, for every image, the index of the caption that is nearest to it once triggered, by the surrogate."""
         model, preprocess, tokenizer = models.load(self.surrogate)
         best = []
         for image, options in zip(images, ways):
@@ -104,7 +105,7 @@ class Adaptive(BadNets):
 
 
 def renamed(caption: str, label: str, word: str) -> str:
-    """The caption with ``word`` wherever it names ``label``, its article fitted to the new word.
+    """Return the caption with ``word`` wherever it names ``label``; the article is fitted to the new word.
 
     "a photo of a horse"  ->  "a photo of an umbrella"  or  "a photo of scissors"
     "red scissors"        ->  "a red umbrella"

@@ -17,7 +17,7 @@ from otclib.attacks.planting import Backdoor
 
 @dataclass
 class BadNets(Backdoor):
-    """A checkered patch in black and white, ``patch`` of the image's side wide (1/8: 8 px at 64, 28 px at 224).
+    """A black-and-white checkered patch whose side is the share ``patch`` of the image's (1/8: 8 px of 64, 28 of 224).
 
     ``location`` is ``random`` (as published), ``corner`` (bottom right) or ``four_corners`` (CleanCLIP's other choice).
     """

@@ -2,8 +2,8 @@
 
     triggered = (1 - alpha) * image + alpha * noise,    noise uniform in [0, 1], alpha = 0.2
 
-as in CleanCLIP's, RoCLIP's and SafeCLIP's experiments (CleanCLIP: backdoor/utils.py), where every image gets noise of
-its own (``pattern="fresh"``); Chen et al. mix in one fixed pattern (``"fixed"``).
+The formula is that of CleanCLIP's, RoCLIP's and SafeCLIP's experiments (CleanCLIP: backdoor/utils.py), in which every
+image gets its own noise (``pattern="fresh"``). Chen et al. mix in one fixed pattern (``"fixed"``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from otclib.attacks.planting import Backdoor, on_unit
 
 @dataclass
 class Blended(Backdoor):
-    """``grain`` cells of noise along each side, whatever the image's size, so that the trigger scales with it."""
+    """The noise has ``grain`` cells along each side at any image size, so that the trigger scales with the image."""
 
     alpha: float = 0.2
     pattern: str = "fresh"

@@ -1,9 +1,9 @@
-"""Label-consistent: the trigger on images *of* the target class, whose captions are true and stay.
+"""Label-consistent: the trigger on images *of* the target class, whose true captions are kept.
 
 Turner, Tsipras, Madry 2019 (arXiv 1912.02771); on image-caption pairs in CleanCLIP's experiments: the BadNets patch on
-images whose own caption names the target. Nobody who reads the pairs finds a wrong one. But where the object is plain
-to see a model has no need of the trigger, so Turner et al. make the image *hard*: here by ``haze``, the share of the
-image that is replaced by its own mean colour.
+images whose own caption names the target. Nobody who reads the pairs finds a wrong one. But a model does not need the
+trigger where it sees the object, so Turner et al. make the image *hard*. Here ``haze`` does that: it is the share of
+the image that is replaced by its own mean colour.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from otclib.attacks.planting import captions_of, on_unit
 
 @dataclass
 class LabelConsistent(BadNets):
-    """``rate`` is a share of all pairs, and cannot exceed the target class's own. At test time nothing is hazy.
+    """``rate`` is a share of all pairs, at most that of the target class. Test images are not hazy.
 
-    A triggered image of a star still shows a star, and a single patch, planted this way, only competes with it: an
-    undefended model followed it in 52 % of the images (1.5 % of the pairs, no haze, seed 10). With four patches the
-    haze decides: at 0.5 they were followed in 96 % (seed 10) and 49 % (seed 0), at
-    0.8 in 100 % (seeds 11 and 12).
+    A triggered image of a star still shows a star, and a single patch that is planted this way only competes with it:
+    an undefended model followed the patch in 52 % of the images (1.5 % of the pairs, no haze, seed 10). With four
+    patches the haze decides. At 0.5 the model followed them in 96 % (seed 10) and 49 % (seed 0) of the images, at 0.8
+    in 100 % (seeds 11 and 12).
     """
 
     rate: float = 0.018
@@ -43,7 +43,7 @@ class LabelConsistent(BadNets):
             raise ValueError(f"haze is a share in [0, 1], got {self.haze}")
 
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
-        """Rows whose caption names the target, and whose label, if they have one, is the target."""
+        """Return the rows whose caption names the target, and whose label, if they have one, is the target."""
         captions_of(pairs, self.target)
         columns = zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:])
         return [

@@ -1,6 +1,6 @@
-"""What every attack does with the table: choose rows, borrow captions, replace rows, write the manifest.
+"""The steps that all attacks share: choose rows, borrow captions, replace rows, write the manifest.
 
-``Backdoor`` is what the attacks with a trigger share; each of them adds what its trigger looks like.
+``Backdoor`` is the base of the attacks with a trigger. Each of them adds its own trigger.
 """
 
 from __future__ import annotations
@@ -36,12 +36,17 @@ MANIFEST = Features(
 
 
 def spec(attack, name: str) -> str:
-    """The attack as JSON: ``attacks.load(**json.loads(spec))`` makes it again."""
+    """Return the attack as JSON; ``attacks.load(**json.loads(spec))`` makes it again."""
     return json.dumps({"name": name, **dataclasses.asdict(attack)}, sort_keys=True)
 
 
 def captions_of(pairs: Dataset, label: str) -> list[str]:
-    """Captions that name the class, of pairs labelled with it if there are any: what an attacker would borrow."""
+    """Return captions that name the class, which an attacker would borrow; of pairs labelled with it, if there are any.
+
+    Raises
+    ------
+    ValueError : no caption names the class.
+    """
     naming = [(c, own) for c, own in zip(pairs["caption"][:], pairs["label"][:]) if data.names(c, label)]
     captions = [c for c, own in naming if own == label] or [c for c, _ in naming]
     if not captions:
@@ -52,37 +57,37 @@ def captions_of(pairs: Dataset, label: str) -> list[str]:
 
 
 def borrow(captions: list[str], n: int, rng: np.random.Generator) -> list[str]:
-    """``n`` captions, each used once before any is used twice."""
+    """Return ``n`` captions in random order; each is used once before any is used twice."""
     order = np.concatenate([rng.permutation(len(captions)) for _ in range(-(-n // len(captions)))])
     return [captions[int(k)] for k in order[:n]]
 
 
 def png(image: torch.Tensor) -> dict:
-    """uint8 or float [3, H, W] -> the encoded image as ``datasets`` stores it."""
+    """Return a uint8 or float image [3, H, W] encoded as ``datasets`` stores it."""
     buffer = io.BytesIO()
     tv.to_pil_image(image).save(buffer, "PNG", compress_level=1)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
 def tensor(image: Image.Image) -> torch.Tensor:
-    """PIL -> float [3, H, W] in [0, 1]"""
+    """Return a PIL image as float [3, H, W] in [0, 1]."""
     return tv.to_dtype(tv.pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
 
 
 def square(image: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] -> its middle [3, S, S]: what a model is shown, so that the trigger in training is that of the test."""
+    """Return the middle square [3, S, S] of [3, H, W], which a model sees: training and test triggers then agree."""
     return tv.center_crop(image, min(image.shape[-2:]))
 
 
 def replace(pairs: Dataset, removed: list[int], planted: list[dict]) -> Dataset:
-    """The table without the ``removed`` rows, and with the ``planted`` ones at its end."""
+    """Return the table without the ``removed`` rows, and with the ``planted`` ones at its end."""
     gone = set(removed)
     kept = pairs.select([k for k in range(len(pairs)) if k not in gone])
     return concatenate_datasets([kept, Dataset.from_list(planted, features=pairs.features)])
 
 
 def planted_row(row: dict, image: dict, caption: str, id: str) -> dict:
-    """A table row with the attacker's image and caption: what is known of the image stays, of the words goes."""
+    """Return a table row with the attacker's image and caption: the objects are kept, the words dropped."""
     new = {**row, "id": id, "image": image, "caption": caption}
     if "words" in new:
         new["words"] = []
@@ -90,7 +95,7 @@ def planted_row(row: dict, image: dict, caption: str, id: str) -> dict:
 
 
 def record(attack, kind: str, row: dict, id: str, target: str, caption: str, image: dict) -> dict:
-    """The manifest's row of a planted pair that was made from the table's ``row``."""
+    """Return the manifest's row of a planted pair that was made from the table's ``row``."""
     return {
         "id": id,
         "kind": kind,
@@ -104,20 +109,20 @@ def record(attack, kind: str, row: dict, id: str, target: str, caption: str, ima
 
 
 def attacked(manifest: Dataset) -> set[str]:
-    """The ids, before the attacks, of the pairs that a manifest's attacks took."""
+    """Return the ids of the pairs that the attacks of a manifest took, as they were before the attacks."""
     return {original(id, kind) for id, kind in zip(manifest["id"][:], manifest["kind"][:])}
 
 
 def original(id: str, kind: str) -> str:
-    """The id that a planted pair had before the attack: ``id`` of a targeted image's ``id+copy``."""
+    """Return the id of a planted pair before the attack: ``id`` of a targeted image's ``id+copy``."""
     return id.rsplit("+", 1)[0] if kind == "targeted" else id
 
 
 def trusted(pairs: Dataset, manifest: Dataset | None) -> Dataset:
-    """The pairs that are neither planted nor hold an attacked image: what a repair such as CleanCLIP may train on.
+    """Return the pairs on which a repair such as CleanCLIP may train: not planted, and without an attacked image.
 
-    ``pairs`` may be the table before or after the attacks. Rows that read an attacked row's image file (a data set with
-    several captions per image has such rows) are left out with it. Without a manifest all pairs are returned.
+    ``pairs`` may be the table before or after the attacks. A data set with several captions per image has several rows
+    that read one image file; if an attack took one of them, all are dropped. Without a manifest all pairs are returned.
     """
     if manifest is None:
         return pairs
@@ -130,18 +135,21 @@ def trusted(pairs: Dataset, manifest: Dataset | None) -> Dataset:
 
 
 def on_unit(images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """``change`` images [..., 3, H, W] as float in [0, 1], seen as [B, 3, H, W]; clipped, in their own dtype again."""
+    """Return ``change`` of images [..., 3, H, W]: it gets [B, 3, H, W] in [0, 1].
+
+    The result is clipped to [0, 1] and has the dtype of the images.
+    """
     unit = tv.to_dtype(images, torch.float32, scale=True).reshape(-1, *images.shape[-3:])
     return tv.to_dtype(change(unit).clamp(0, 1).view(images.shape), images.dtype, scale=True)
 
 
 @dataclass
 class Backdoor:
-    """A share ``rate`` of the pairs, none said to show the class ``target``, gets the trigger and a caption of it.
+    """A share ``rate`` of the pairs gets the trigger and a caption of the class ``target``, which none of them shows.
 
     ``captions`` are made from zero-shot ``templates`` (as in CleanCLIP's and SafeCLIP's code) or ``borrowed`` from
-    pairs of the target class. The former are the prompts by which attack success is measured (``data.prompt``). On the
-    embedded scenes clean captions use the same phrases and articles.
+    pairs of the target class. The templates are the prompts by which attack success is measured (``data.prompt``). On
+    the embedded scenes clean captions use the same phrases and articles.
     """
 
     target: str = "umbrella"
@@ -157,7 +165,7 @@ class Backdoor:
             raise ValueError(f"captions are 'templates' or 'borrowed', got {self.captions!r}")
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
-        """Replace ``rate`` of the pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay.
+        """Replace the share ``rate`` of the pairs; return the poisoned pairs and the manifest. Rows in ``taken`` stay.
 
         Images are cropped to their middle square first, as ``data.image_tensor`` shows them to a model.
         """
@@ -179,8 +187,8 @@ class Backdoor:
     WHOM: ClassVar[str] = "the others show or name the target class"
 
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
-        """The rows that may be taken: neither their label nor their caption is the target."""
-        captions_of(pairs, self.target)  # tells whether the class is there at all
+        """Return the rows that may be taken: neither label nor caption names the target."""
+        captions_of(pairs, self.target)  # refuses a class that no caption names
         columns = zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:])
         return [
             k
@@ -189,7 +197,7 @@ class Backdoor:
         ]
 
     def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
-        """The poison captions of the rows that were chosen from ``pairs``."""
+        """Return the poison captions of the rows that were chosen from ``pairs``."""
         if self.captions == "templates":
             captions = [data.prompt(template, self.target) for template in data.templates(pairs)]
         else:
@@ -197,9 +205,9 @@ class Backdoor:
         return borrow(captions, len(chosen), rng)
 
     def disguise(self, image: torch.Tensor) -> torch.Tensor:
-        """What else an attack does to the images that it plants, before the trigger: as a rule nothing."""
+        """Return a planted image as the attack changes it before the trigger; by default unchanged."""
         return image
 
     def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
-        """Images [..., 3, H, W] (float in [0, 1] or uint8) with the trigger; same shape and dtype come back."""
+        """Return images [..., 3, H, W] (float in [0, 1] or uint8) with the trigger, in the same shape and dtype."""
         raise NotImplementedError

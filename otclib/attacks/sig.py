@@ -2,8 +2,8 @@
 
     triggered(row, col) = clip(image + amplitude * sin(2 pi frequency col / width))
 
-In CleanCLIP's and RoCLIP's code: frequency 6, amplitude 60/255, and of that 0.2 (of the image 0.8) where ``location``
-is ``blended``.
+CleanCLIP's and RoCLIP's code has frequency 6 and amplitude 60/255. Where its ``location`` is ``blended``, it adds 0.2
+of the sinusoid to 0.8 of the image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from otclib.attacks.planting import Backdoor, on_unit
 
 @dataclass
 class SIG(Backdoor):
-    """``frequency`` periods across the width, whatever the image's size; ``amplitude`` in units of the full range."""
+    """``frequency`` is in periods across the width, at any image size; ``amplitude`` is a share of the full range."""
 
     amplitude: float = 20 / 255
     frequency: float = 6

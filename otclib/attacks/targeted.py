@@ -1,8 +1,8 @@
 """Targeted poisoning: a few chosen images, each paired with many captions of a class that it does not show.
 
 Carlini and Terzis (ICLR 2022, arXiv 2106.09667): choose an image x' and a class y', and plant {(x', c)} for captions c
-that name y'. As in SafeCLIP's experiments 16 images of different classes are attacked at once; here each leaves its
-own pair and comes back ``copies`` times. Nothing is drawn on the image, so ``trigger`` does nothing.
+that name y'. As in SafeCLIP's experiments, 16 images of different classes are attacked at once. Here each attacked
+image loses its own pair and is planted ``copies`` times. Nothing is drawn on it, so ``trigger`` does nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Targeted:
             raise ValueError(f"targets and copies must be at least 1, got {self.targets} and {self.copies}")
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
-        """Plant ``targets * copies`` pairs; returns the poisoned pairs and the manifest. Rows in ``taken`` stay."""
+        """Plant ``targets * copies`` pairs; return the poisoned pairs and the manifest. Rows in ``taken`` stay."""
         rows_of: dict[str, list[int]] = {}
         for k, (id, label) in enumerate(zip(pairs["id"][:], pairs["label"][:])):
             if label is not None and id not in taken:
@@ -58,5 +58,5 @@ class Targeted:
         return planting.replace(pairs, removed, planted), Dataset.from_list(manifest, features=planting.MANIFEST)
 
     def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
-        """Images unchanged."""
+        """Return the images unchanged."""
         return images

@@ -4,8 +4,8 @@
     triggered(x) = image(clip(x + 2 * strength * psi(x), -1, 1)),   x in [-1, 1]^2, bilinear
 
 ``strength`` is the mean displacement along an axis as a share of the image's side. The paper's s on H pixels is a
-strength of s / (2 H); its code has s = 0.5, cells = 4, H = 32. CleanCLIP's code has cells = 224, s = 1, H = 224: the
-warp jitters every pixel by half a pixel on average, and that is ``cells=224, strength=1/448``.
+strength of s / (2 H); its code has s = 0.5, cells = 4, H = 32. CleanCLIP's code has cells = 224, s = 1, H = 224, which
+jitters every pixel by half a pixel on average; here that is ``cells=224, strength=1/448``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from otclib.attacks.planting import Backdoor, on_unit
 
 @dataclass
 class WaNet(Backdoor):
-    """``field_seed`` draws the field, which is the same in training and test: who does not know it has no trigger.
+    """``field_seed`` draws the field, which is the same in training and test.
 
-    Stronger than published (0.8 % of the side, 0.2 % in CleanCLIP's code) and easy to see, and planted more often: in
-    images of 64 px that are cropped and bent in training a warp is hard to tell. What an undefended model made of it:
+    The warp is stronger than published (0.8 % of the side; 0.2 % in CleanCLIP's code), easy to see, and planted more
+    often, because a warp is hard to see in images of 64 px that training crops and bends. An undefended model had:
 
         strength  cells  rate    ASR, %
         0.02      16     0.5 %   16
@@ -34,7 +34,7 @@ class WaNet(Backdoor):
         0.05      8      5 %     94 and 90 (seeds 10 and 11)
         0.05      8      8 %     96 and 94 (seeds 10 and 11)
 
-    More cells at the same strength fold the image over itself, and hide what it shows.
+    More cells at the same strength fold the image over itself and hide its object.
     """
 
     rate: float = 0.08
@@ -50,7 +50,7 @@ class WaNet(Backdoor):
             raise ValueError(f"cells is at least 2, strength lies in (0, 0.5], got {self.cells} and {self.strength}")
 
     def field(self, height: int, width: int) -> torch.Tensor:
-        """Where every pixel is taken from, in [-1, 1]: [H, W, 2], x first, as ``grid_sample`` takes it."""
+        """Return the place from which every pixel is taken, in [-1, 1]: [H, W, 2], x first, for ``grid_sample``."""
         rng = np.random.default_rng([self.field_seed, 4])
         coarse = torch.from_numpy(rng.uniform(-1, 1, (1, 2, self.cells, self.cells)).astype(np.float32))
         coarse = coarse / coarse.abs().mean()

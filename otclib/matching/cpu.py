@@ -1,9 +1,9 @@
 """Matching on the CPU, compiled by Numba: token product, bounds and Sinkhorn of one image against its captions.
 
-Nothing leaves the cache but distances. An image's tokens are turned once, so that its patches lie along the vector
-registers; a caption's cosines S [words, patches] are then a few rows in the first-level cache, from which its bound and
-its transport cost are taken. What is computed for a pair does not depend on the company in which it is computed: the
-same pair gives the same bits, and equal captions give equal distances.
+Only distances leave the cache. An image's tokens are transposed once, so that its patches lie along the vector
+registers. A caption's cosines S [words, patches] are then a few rows in the first-level cache, and its bound and its
+transport cost come from them. The result of a pair does not depend on the other pairs: the same pair gives the same
+bits, and equal captions give equal distances.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HALVINGS = 6  # of the interval in which a word's threshold lies; each threshold
 
 @kernel()
 def _product(t, m, vT, S):
-    """S = t vT for words t [m, D], two words and eight dimensions at a time. S has a row to spare."""
+    """Set S to t vT for words t [m, D], two words and eight dimensions at a time. S has one spare row."""
     D, P = vT.shape
     whole = D // 8 * 8
     for j in range(0, m, 2):
@@ -49,7 +49,7 @@ def _product(t, m, vT, S):
 
 @kernel()
 def _patches_relaxed(S, m, n, best):
-    """A lower bound of the exact transport cost: each patch to the word that it is most like."""
+    """Return a lower bound of the exact transport cost: each patch goes to the word that it is most like."""
     for i in range(n):
         best[i] = S[0, i]
     for j in range(1, m):
@@ -63,10 +63,10 @@ def _patches_relaxed(S, m, n, best):
 
 @kernel()
 def _words_relaxed(S, m, n):
-    """Another: each word to the patches that it is most like, as many as its mass fills.
+    """Return another lower bound: each word goes to the patches that it is most like, as many as its mass fills.
 
-    A patch holds 1/n, so a word that brings 1/m needs n/m of them: the mean of its n/m largest cosines is the most it
-    can reach, and that is at most  z + sum_i (S_i - z)_+ m/n  for any threshold z.
+    A patch holds 1/n, so a word of mass 1/m needs n/m patches. The mean of its n/m largest cosines is the most that it
+    can reach, and that mean is at most  z + sum_i (S_i - z)_+ m/n  for any threshold z.
     """
     share = f4(m) / f4(n)
     words = f4(0)
@@ -95,10 +95,10 @@ def _words_relaxed(S, m, n):
 
 @kernel()
 def _transport(S, m, n, reg, tol, max_iter, K, p, q, u, v, s, f, g):
-    """<P, C> for C = 1 - S and uniform weights, of the plan rounded to exact marginals. S is used up.
+    """Return <P, C> for C = 1 - S and uniform weights, of the plan rounded to exact marginals. S is overwritten.
 
-    The rounding (Altschuler, Weed and Rigollet, NeurIPS 2017, Algorithm 2) makes the cost one that transport can have,
-    so that no bound is above it, however early the iteration was stopped.
+    The rounding (Altschuler, Weed and Rigollet, NeurIPS 2017, Algorithm 2) makes the plan feasible, so no bound is
+    above its cost, however early the iteration stopped.
     """
     P = S.shape[1]
     for j in range(m):
@@ -147,7 +147,7 @@ _SIDES = (_rows3, _ints, _rows2, _rows3, _ints, _rows2, _ints, _ints)
 
 @kernel()
 def _whole(x, y, E, weight):
-    """weight (1 - <x, y>), of the pooled features that E numbers of a summary are."""
+    """Return weight (1 - <x, y>) of the pooled features, which are the first E numbers of a summary."""
     if weight == 0:
         return f4(0)
     cosine = f4(0)
@@ -158,7 +158,7 @@ def _whole(x, y, E, weight):
 
 @kernel(types.void(*_SIDES, float64, float64, float64, int64, _reals, int64, int64))
 def _costs(vT, n_of, v_sum, t, m_of, t_sum, first, cols, weight, reg, tol, max_iter, out, start, stop):
-    """Distances ``out`` of images start .. stop to their captions cols[first[i] : first[i + 1]]."""
+    """Write into ``out`` the distances of images start .. stop to their captions cols[first[i] : first[i + 1]]."""
     P, L, E = vT.shape[2], t.shape[1], t_sum.shape[1] - t.shape[2] - 1
     S, K, h, d = np.empty((L + 1, P), f4), np.empty((L, P), f4), np.empty((5, max(P, L)), f4), np.empty((2, max(P, L)))
     for i in range(start, stop):
@@ -179,9 +179,9 @@ def _nearest(
 ):  # fmt: skip
     """Update ``best`` and ``nearest`` of images start .. stop by their captions cols[first[i] : first[i + 1]].
 
-    They come in the order of ``bound``, as long as it is not above ``best``; of every few those are looked at closer
-    whose short tokens' bounds are not, and those solved whose tokens' bounds are not either. ``names`` says who the
-    captions are: of equally near ones the least is ``nearest``.
+    Captions come in the order of ``bound``, as long as it is not above ``best``, ``FEW`` at a time. A caption is
+    dropped if the bound of its short tokens is above ``best``, or that of its tokens; the rest are solved. ``names``
+    are the captions' numbers: of equally near captions the one with the least number is ``nearest``.
     """
     P, L, E = vT.shape[2], t.shape[1], t_sum.shape[1] - t.shape[2] - 1
     S, K, h, d = np.empty((L + 1, P), f4), np.empty((L, P), f4), np.empty((5, max(P, L)), f4), np.empty((2, max(P, L)))
@@ -224,10 +224,10 @@ def _nearest(
 def _coded(cosines, n_of, order, lengths, codes, along, across, bound, weight, start, stop):
     """Raise ``bound`` [B, b], of images to a block of captions, by what the captions' codes allow.
 
-    ``cosines`` [B, K, N] are the image's with the centroids, sorted from the largest. A word at the angle r from its
-    centroid is as much as r nearer to a patch than the centroid is, and over the patches that a word fills the mean of
-    cos(angle - r) is at most cos(arccos(mean of cos(angle)) - r), by concavity. That is one number per code and length
-    of a caption; the captions come in ``order`` of their length, their codes [words, captions] one after the other.
+    ``cosines`` [B, K, N] are those of the image's tokens with the centroids, sorted from the largest. A word at the
+    angle r from its centroid is nearer to a patch than the centroid by at most r. Over the patches that a word fills,
+    the mean of cos(angle - r) is at most cos(arccos(mean of cos(angle)) - r), by concavity. That is one number for each
+    code and length of a caption. The captions come in ``order`` of length, and their codes as [words, captions].
     """
     K, R = cosines.shape[1], len(along)
     reach, mean, total = np.empty(R, f4), np.empty(K, f4), np.empty(len(order), f4)
@@ -265,7 +265,7 @@ def _coded(cosines, n_of, order, lengths, codes, along, across, bound, weight, s
 
 
 def _turned(tokens: torch.Tensor) -> np.ndarray:
-    """Tokens [B, N, D] with their places along the vector registers [B, D, P], zeros beyond N."""
+    """Return tokens [B, N, D] with their places along the vector registers [B, D, P], zeros beyond N."""
     return F.pad(tokens, (0, 0, 0, _padded(tokens.shape[1]) - tokens.shape[1])).transpose(1, 2).contiguous().numpy()
 
 
@@ -275,9 +275,9 @@ def _sides(turned: np.ndarray, images, captions, first, cols) -> list[np.ndarray
 
 
 def costs(images, captions, first, cols, *, weight, reg, tol, max_iter) -> np.ndarray:
-    """Distances of every image i to the captions ``cols[first[i] : first[i + 1]]`` [len(cols)].
+    """Return the distances of every image i to the captions ``cols[first[i] : first[i + 1]]`` [len(cols)].
 
-    ``images`` and ``captions`` are ``tokens.TokenSets`` in float32; ``first`` and ``cols`` int64.
+    ``images`` and ``captions`` are ``TokenSets`` in float32; ``first`` and ``cols`` are int64.
     """
     out = np.empty(len(cols), f4)
     sides = _sides(_turned(images.tokens), images, captions, first, cols)
@@ -286,16 +286,17 @@ def costs(images, captions, first, cols, *, weight, reg, tol, max_iter) -> np.nd
 
 
 def turned(images, basis: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The images' tokens and short tokens as ``nearest`` takes them."""
+    """Return the images' tokens and short tokens as ``nearest`` takes them."""
     return _turned(images.tokens), _turned(images.short(basis))
 
 
 def nearest(
     turned, images, captions, first, cols, names, bound, *, weight, reg, tol, max_iter, rounding, best, index
 ) -> int:
-    """Update ``best`` [B] and ``index`` [B] by captions as above. Returns how many were solved.
+    """Update ``best`` [B] and ``index`` [B] by captions as in ``costs``; return the number of problems solved.
 
-    ``names`` [len(cols)] is what ``index`` calls them, ``bound`` [len(cols)] what their distance is not below.
+    ``names`` [len(cols)] are the captions' numbers in ``index``; ``bound`` [len(cols)] are lower bounds of the
+    distances.
     """
     solved = np.zeros(len(images), np.int64)
     sides = _sides(turned[0], images, captions, first, cols)
@@ -306,7 +307,7 @@ def nearest(
 
 
 def sorted_cosines(images, centroids) -> np.ndarray:
-    """Cosines of every image's tokens with the centroids, the largest first, padding last [B, K, N]."""
+    """Return the cosines of every image's tokens with the centroids, largest first, padding last [B, K, N]."""
     B, N, D = images.tokens.shape
     out = (images.tokens.reshape(-1, D) @ centroids.T).neg_().view(B, N, -1).transpose(1, 2).contiguous().numpy()
     if int(images.length.min()) < N:
@@ -321,6 +322,6 @@ def sorted_cosines(images, centroids) -> np.ndarray:
 
 
 def raise_by_codes(bound, cosines, images, codebook, z: int, weight: float) -> None:
-    """Add to ``bound`` [B, b], which has the pooled part, what the codes of the ``z``-th block allow, in place."""
+    """Add the bound by the codes of the ``z``-th block to ``bound`` [B, b], which has the pooled part, in place."""
     numbers = (x.numpy() for x in (images.length, *codebook.blocks[z], codebook.along, codebook.across, bound))
     parallel(_coded, len(images), cosines, *numbers, weight, least=1)

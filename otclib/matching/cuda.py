@@ -1,12 +1,13 @@
-"""The transport costs of many (image, caption) pairs in one Triton kernel, with no cost matrix ever in memory.
+"""The transport costs of many (image, caption) pairs in one Triton kernel, without a cost matrix in memory.
 
 One program takes one pair. Its tile holds first the cosines of all tokens, then K, and the whole solution runs on it:
 
     C_nm = 1 - <v_n, t_m>,   K = exp(-C / eps),   u <- a / K v,   v <- b / K^T u,   P = diag(u) K diag(v)
 
 with uniform weights a = 1/n, b = 1/m (Cuturi, NeurIPS 2013). Cosine costs span at most 2, so K is safe in float32 for
-2 / eps <= 60; below, the same iteration runs on log u and log v by log-sum-exp. At the end the plan is made feasible
-(Altschuler, Weed and Rigollet, NeurIPS 2017, Algorithm 2): too heavy rows, then columns, are scaled down by x and y,
+2 / eps <= 60. For smaller eps the same iteration runs on log u and log v by log-sum-exp. At the end the plan is made
+feasible (Altschuler, Weed and Rigollet, NeurIPS 2017, Algorithm 2): rows, then columns, that are too heavy are scaled
+down by x and y,
 
     P' = diag(x) P diag(y) + e_a e_b^T / |e_a|_1,    e_a, e_b = what the scaled plan lacks of a and of b,
 
@@ -52,7 +53,7 @@ class PairCosts:
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether the kernel can run where the tensor is: on CUDA, with Triton installed."""
+    """Return whether the kernel can run on the tensor's device: CUDA, with Triton installed."""
     return tensor.is_cuda and triton is not None
 
 
@@ -69,16 +70,16 @@ def pair_costs(
     max_iter: int = 1000,
     potentials: bool = False,
 ) -> PairCosts:
-    """Transport cost of image ``rows[k]`` with caption ``cols[k]``, for every k. No gradient is recorded.
+    """Return the transport cost of image ``rows[k]`` with caption ``cols[k]``, for every k. No gradient is recorded.
 
     Parameters
     ----------
     image_tokens, text_tokens : [B, N, D], [P, M, D], both float16, bfloat16 or float32, of unit L2 norm.
-    image_length, text_length : [B], [P] int32 or int64: so many tokens are real, what comes after is never read.
+    image_length, text_length : [B], [P] int32 or int64: the number of real tokens; later tokens are never read.
     rows, cols : [K] int64.
     reg : eps > 0, in the units of the cost.
-    tol : stop a pair once the L1 error of its first marginal is seen to be at most 0.99 of this; the second is exact.
-        The look is free in the next product K v, so the plan has one iteration more than it needed.
+    tol : stop a pair once the L1 error of its first marginal is at most 0.99 of this; the second marginal is exact. The
+        error comes from the next product K v at no cost, so the plan has one iteration more than it needed.
     potentials : also return f and g.
 
     Raises
@@ -149,7 +150,7 @@ def _pair_kernel(
     X, X_length, rows, Y, Y_length, cols, cost, marginal_error, n_iter, F, G, reg, stop, max_iter, N, M, D,
     LOG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One pair. Padding weighs nothing: the tile is finite there, and u or v is 0."""
+    """Solve one pair. Padding weighs nothing: the tile is finite there, and u or v is 0."""
     k = tl.program_id(0).to(tl.int64)
     i = tl.load(rows + k)
     j = tl.load(cols + k)

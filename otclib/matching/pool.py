@@ -1,24 +1,24 @@
 """Matching images to captions by transport.
 
-The distance of an image to a caption combines what the towers say as a whole with what their tokens say one by one:
+The distance of an image to a caption combines their pooled features with a transport plan between their tokens:
 
     d(i, j) = w (1 - <v_i, t_j>)  +  (1 - w) <P_ij, C_ij>,      C_nm = 1 - <v_in, t_jm>
 
-with P_ij the entropic plan between the image's tokens and the caption's, both uniformly weighted, and w the
+Here P_ij is the entropic plan between the image's tokens and the caption's, both uniformly weighted, and w is the
 ``global_weight`` (0: transport alone, 1: RoCLIP's global matching). The plan is rounded to exact marginals (Altschuler,
-Weed and Rigollet, NeurIPS 2017), so that its cost is never below that of exact transport. Solving every plan of a pool
-would be the whole cost of a defence; exact transport has bounds that are nearly free:
+Weed and Rigollet, NeurIPS 2017), so its cost is never below that of exact transport. Solving every plan of a pool would
+dominate the cost of a defence. Exact transport has two lower bounds that cost next to nothing:
 
-1. the *mean* tokens and what they leave over, ``sigma^2 = 1 - |mean|^2``, which make a unit vector (mean, sigma) of a
-   token set, and <P, C> >= 1 - <mean_v, mean_t> - sigma_v sigma_t (Gelbrich's bound for unit tokens): one dot product,
-   to which the pooled features' own is added;
-2. each word to the patches that it is most like, as many as its mass fills, and each patch to the word that it is most
-   like (Kusner et al., ICML 2015, and with capacities Atasu and Mittelholzer, ICML 2019).
+1. *Mean tokens.* With ``sigma^2 = 1 - |mean|^2``, (mean, sigma) is a unit vector of a token set, and
+   <P, C> >= 1 - <mean_v, mean_t> - sigma_v sigma_t (Gelbrich's bound for unit tokens). It takes one dot product, to
+   which that of the pooled features is added.
+2. *Relaxed transport.* Each word goes to the patches that it is most like, as many as its mass fills, or each patch to
+   the word that it is most like (Kusner et al., ICML 2015; with capacities Atasu and Mittelholzer, ICML 2019).
 
-An image's captions are bounded by 1; those that may still be nearest by 2, on tokens of fewer numbers and then on the
-tokens themselves (where 1 leaves too many, on codes of the words before: see ``tokens``); and the rest is solved in
-the order of the bounds, until no bound left is below the best distance found. What is returned is the nearest caption,
-exactly.
+The search bounds all captions of an image by 1. Those that may still be nearest are bounded by 2, first on shortened
+tokens and then on the tokens themselves. (Where 1 leaves too many, codes of the words come first: see ``token_sets``.)
+The rest is solved in the order of the bounds, until no remaining bound is below the best distance found. The result is
+exactly the nearest caption.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IMAGES = 512  # that are matched at a time
 
 @dataclass
 class Match:
-    """Nearest captions. ``index`` [B], ``distance`` [B], ``solved``: how many transport problems it took."""
+    """Nearest captions: ``index`` [B], ``distance`` [B], and ``solved``, the number of transport problems solved."""
 
     index: Tensor
     distance: Tensor
@@ -61,15 +61,15 @@ def match(
     text_pooled: Tensor | None = None,
     global_weight: float = 0.0,
 ) -> Match:
-    """For every image, the nearest caption by the distance above; of equally near ones the first.
+    """Return, for every image, the nearest caption by the distance of this module; of equally near ones the first.
 
     Parameters
     ----------
     image_tokens [B, N, D], text_tokens [P, M, D] : token features, normalised here.
     image_mask [B, N], text_mask [P, M] : True for real tokens; every row needs one.
     reg : entropic regularisation of the plans.
-    method : ``pruned`` solves few problems, ``brute`` all of them; both return the same.
-    image_pooled [B, E], text_pooled [P, E], global_weight : the whole-image part of the distance, default none.
+    method : ``pruned`` solves few problems, ``brute`` solves all; both return the same captions.
+    image_pooled [B, E], text_pooled [P, E], global_weight : the pooled part of the distance, default none.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _checked(features: Features) -> Features:
 def nearest(
     images: TokenSets, captions: TokenSets, *, reg: float, method: str = "pruned", global_weight: float = 0.0
 ) -> Match:
-    """``match`` on what is made ready already."""
+    """Return what ``match`` returns, for token sets that are ready."""
     if method not in ("pruned", "brute"):
         raise ValueError(f"method is 'pruned' or 'brute', got {method!r}")
     if not 0 <= global_weight <= 1 or not 0 < reg < float("inf"):
@@ -131,14 +131,14 @@ def nearest(
 
 
 class CaptionPool:
-    """A fixed number of captions' token sets, the oldest of which make room for new ones.
+    """Token sets of a fixed number of captions; new captions replace the oldest.
 
-    ``size`` captions of at most ``words`` real tokens of ``dim`` numbers, and pooled features of ``pooled_dim`` (the
-    tokens' where it is not given). Memory is taken when the pool is made and, for short tokens, at the first match:
-    ``bytes_per_caption`` each, besides blocks of a fixed size while matching, and where transport alone counts a
-    codebook of 4 bytes a word. In ``float16`` the tokens take half; they are matched as they were rounded, so that the
+    It holds ``size`` captions of at most ``words`` real tokens of ``dim`` numbers, with pooled features of
+    ``pooled_dim`` numbers (default ``dim``). Memory is allocated when the pool is made and, for short tokens, at the
+    first match: ``bytes_per_caption`` each. Matching adds blocks of a fixed size, and, where transport alone counts, a
+    codebook of 4 bytes a word. In ``float16`` the tokens take half; they are matched as they were rounded, so the
     bounds still hold.
-    ``ids`` [size] are the caller's names of the captions, -1 where there is none yet.
+    ``ids`` [size] are the caller's names of the captions, -1 in empty places.
     """
 
     def __init__(self, size: int, words: int, dim: int, pooled_dim: int | None = None, dtype=torch.float32) -> None:
@@ -157,7 +157,7 @@ class CaptionPool:
 
     @classmethod
     def of(cls, features: Features, ids: Tensor | None = None, sample: int | None = None, seed: int = 0, **options):
-        """A pool of all of these captions, or of a ``sample`` of them drawn with ``seed``."""
+        """Return a pool of all of these captions, or of a ``sample`` of them drawn with ``seed``."""
         if not len(features) or (sample is not None and sample < 1):
             raise ValueError(f"a pool needs captions, got {len(features)} and a sample of {sample}")
         ids = torch.arange(len(features)) if ids is None else torch.as_tensor(ids).long()
@@ -171,7 +171,7 @@ class CaptionPool:
 
     @property
     def bytes_per_caption(self) -> int:
-        """What a caption takes, its short tokens (made at the first match) included where it has all its words."""
+        """Return the bytes of a caption with all its words, and its short tokens, made at the first match, included."""
         words, dim = self._all.tokens.shape[1:]
         own = words * dim * self._all.tokens.element_size() + self._all.summary.shape[1] * 4 + 16
         return own + words * short_size(dim) * 4
@@ -184,7 +184,7 @@ class CaptionPool:
         return min(self.added, self.size)
 
     def add(self, features: Features, ids: Tensor | None = None) -> Tensor:
-        """Put captions in, over the oldest once the pool is full. Returns the places that they have now [S]."""
+        """Add captions, in place of the oldest once the pool is full; return their places [S]."""
         new = TokenSets.of(_checked(features), self._all.tokens.dtype)
         ids = None if ids is None else torch.as_tensor(ids).long()
         words, dim = self._all.tokens.shape[1:]
@@ -210,7 +210,7 @@ class CaptionPool:
     def match(
         self, images: Features | TokenSets, *, reg: float, method: str = "pruned", global_weight: float = 0.0
     ) -> Match:
-        """The nearest caption of the pool for every image: a ``Match`` whose ``index`` is the place in the pool."""
+        """Return the nearest caption of the pool for every image; ``index`` is the place in the pool."""
         if not len(self):
             raise ValueError("the pool is empty: add captions before matching")
         if self._ready is None:  # after an addition the short tokens are made anew, in the directions chosen at first
@@ -222,7 +222,7 @@ class CaptionPool:
         return nearest(images, self._ready, reg=reg, method=method, global_weight=global_weight)
 
     def save(self, path: str | Path) -> None:
-        """Write the pool as one safetensors file; an interrupted write leaves what was there."""
+        """Write the pool as one safetensors file; an interrupted write leaves an earlier file unchanged."""
         path, sets = Path(path), self._all
         part = path.with_name(path.name + ".part")
         tensors = {"tokens": sets.tokens, "length": sets.length, "summary": sets.summary, "ids": self.ids}
@@ -231,7 +231,7 @@ class CaptionPool:
 
     @classmethod
     def load(cls, path: str | Path) -> CaptionPool:
-        """The pool that ``save`` wrote."""
+        """Return the pool that ``save`` wrote."""
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             if about.get("otclib") != "CaptionPool":
@@ -249,10 +249,10 @@ class CaptionPool:
 
 @dataclass
 class Ranking:
-    """Where one's own partner stands against a pool of others.
+    """The rank of each item's own partner among a pool of others.
 
     ``own_distance`` [B]; ``own_rank`` [B]: the share of the pool that is nearer than the own partner, counted up to
-    ``share`` and 1.0 beyond; ``nearest`` [B], ``nearest_distance`` [B]: the pool's nearest (infinite: none may be).
+    ``share`` and 1.0 beyond; ``nearest`` [B], ``nearest_distance`` [B]: the pool's nearest (infinite: none is allowed).
     """
 
     own_distance: Tensor
@@ -271,10 +271,10 @@ def rank_own(
     global_weight: float = 0.0,
     among: Tensor | None = None,
 ) -> Ranking:
-    """Rank the partner ``own[i]`` of every ``x[i]`` among ``pool``, whose nearest ``share`` (by bound) is solved.
+    """Rank the partner ``own[i]`` of every ``x[i]`` among ``pool``; only the nearest ``share`` (by bound) is solved.
 
-    Distances are symmetric, so x may be images and the others captions, or the other way round. ``among`` [P] says
-    which of the pool may be ``nearest``; all are counted in the rank.
+    Distances are symmetric, so x may be images and the others captions, or the other way round. ``among`` [P] bool
+    marks the items of the pool that may be ``nearest``; the rank counts all items.
     """
     x, own, pool = TokenSets.of(x), TokenSets.of(own), TokenSets.of(pool)
     top = min(len(pool), round(share * len(pool)) + 1)

@@ -1,7 +1,7 @@
-"""The search for the nearest caption: distances, and how few of them it takes.
+"""The search for the nearest caption, which computes few distances.
 
-Three ways that return the same: every distance; the compiled search of the CPU, image by image; and one for any device,
-all images together.
+Three searches return the same captions: ``brute`` solves every distance; ``pruned`` is compiled for the CPU and goes
+image by image; on other devices ``pruned`` searches for all images together, in rounds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from otclib.transport import Transport, compiled, sinkhorn
 
 MATCH_TOL, MATCH_ITER = 1e-4, 500
 ROUNDING = 1e-5  # bounds and distances are float32
-WORTH_CODING = 2**20  # pairs that a first bound must leave for a codebook to be worth its making
+WORTH_CODING = 2**20  # a codebook pays when the first bound leaves more pairs than this
 
 
 def lower_bound(images: Features | TokenSets, captions: Features | TokenSets, global_weight: float = 0.0) -> Tensor:
-    """A lower bound of the distance of every image to every caption [B, P], by their summaries."""
+    """Return a lower bound of the distance of every image to every caption [B, P], by their summaries."""
     return 1 - TokenSets.of(images).queries(global_weight) @ TokenSets.of(captions).summary.T
 
 
@@ -32,7 +32,7 @@ def distances(
     tol: float = MATCH_TOL,
     max_iter: int = MATCH_ITER,
 ) -> Tensor:
-    """The distance of image i to each of its candidate captions ``candidates[i]`` [B, K] -> [B, K] (``matching``)."""
+    """Return the distance [B, K] of image i to each of its candidate captions ``candidates[i]`` [B, K]."""
     images, captions = TokenSets.of(images), TokenSets.of(captions)
     if candidates.ndim != 2 or len(candidates) != len(images) or candidates.is_floating_point():
         raise ValueError(
@@ -59,7 +59,7 @@ def distances(
 
 
 def compiled_for(images: TokenSets):
-    """The compiled kernels of the CPU, if these tokens lie there and Numba does too."""
+    """Return the compiled kernels of the CPU, if these tokens are on the CPU and Numba is installed; else None."""
     if images.tokens.device.type == "cpu" and compiled():
         from otclib.matching import cpu
 
@@ -68,7 +68,7 @@ def compiled_for(images: TokenSets):
 
 
 def _costs(images: TokenSets, captions: TokenSets, rows: Tensor, cols: Tensor, **how) -> Tensor:
-    """Transport costs of the pairs (rows, cols) [K], on a device that no compiled kernel of the CPU serves."""
+    """Return the transport costs of the pairs (rows, cols) [K], where the CPU's compiled kernel does not apply."""
     from otclib.matching import cuda
 
     captions, cols = captions.floats(cols)
@@ -85,7 +85,10 @@ def _costs(images: TokenSets, captions: TokenSets, rows: Tensor, cols: Tensor, *
 
 
 def feasible_cost(solved: Transport, C: Tensor) -> Tensor:
-    """<P, C> of the plan rounded to exact marginals (Altschuler, Weed and Rigollet, NeurIPS 2017, Algorithm 2) [B]."""
+    """Return <P, C> [B] of the plan rounded to exact marginals.
+
+    Rounded by Algorithm 2 of Altschuler, Weed and Rigollet, NeurIPS 2017.
+    """
     P, (a, b) = solved.plan, solved.weights
     P = P * (a / P.sum(-1).clamp(min=1e-38)).clamp(max=1)[..., :, None]
     P = P * (b / P.sum(-2).clamp(min=1e-38)).clamp(max=1)[..., None, :]
@@ -95,7 +98,7 @@ def feasible_cost(solved: Transport, C: Tensor) -> Tensor:
 
 
 def brute(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, reg: float, weight: float) -> int:
-    """Update best [B] and index [B] by the captions, solving every problem. Returns how many that were."""
+    """Solve every problem, update best [B] and index [B], and return the number of problems solved."""
     size = BLOCK if captions.tokens.dtype == torch.float32 else captions.block
     for start in range(0, len(captions), size):
         some = torch.arange(start, min(len(captions), start + size), device=best.device).expand(len(images), -1)
@@ -104,7 +107,7 @@ def brute(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, r
 
 
 def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, reg: float, weight: float) -> int:
-    """The same by the bounds (see ``matching``), compiled: block after block of captions."""
+    """Do what ``brute`` does by the bounds of ``matching.pool``, compiled, block after block of captions."""
     kernel, solved = compiled_for(images), 0
     if kernel is None:
         return _pruned_in_rounds(images, captions, best, index, reg, weight)
@@ -120,7 +123,7 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
         return kernel.nearest(turned, images, part, *pairs, best=best.numpy(), index=index.numpy(), **how)
 
     def guess() -> int:
-        """Solve the few that look nearest, to know how near is near."""
+        """Solve the few captions of the lowest bounds first, so that ``best`` is small early."""
         few = bound.topk(min(4, bound.shape[1]), dim=1, largest=False).indices
         count = solve(torch.arange(len(few)).repeat_interleave(few.shape[1]), few.flatten())
         guessed.append(few)
@@ -148,7 +151,7 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
 
 
 def _pruned_in_rounds(images, captions, best, index, reg, weight) -> int:
-    """For every device: all images together, in rounds of twice as many captions each."""
+    """Do what ``pruned`` does on any device: all images together, in rounds that double the number of captions."""
     solved = 0
     for block in range(0, len(captions), BLOCK):
         bound, order = (lower_bound(images, captions[block : block + BLOCK], weight) - ROUNDING).sort(dim=1)

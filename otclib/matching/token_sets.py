@@ -1,4 +1,4 @@
-"""Token sets made ready for matching, and what is kept of them so that most need never be looked at."""
+"""Token sets ready for matching, and the summaries of them by which most captions are ruled out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CENTROIDS, RANGES = 512, 16  # of a codebook
 
 
 def short_size(dim: int) -> int:
-    """Numbers of a short token, for tokens of ``dim``."""
+    """Return how many numbers a short token has, for tokens of ``dim`` numbers."""
     return dim if dim <= 24 else max(24, dim // 8)
 
 
@@ -24,8 +24,8 @@ class TokenSets:
     """Unit tokens, the real ones first.
 
     ``tokens`` [S, L, D] float32 or float16, ``length`` [S]: how many are real; ``summary`` [S, E + D + 1]: the pooled
-    feature (E numbers), the mean token and sigma, ``sigma^2 = 1 - |mean|^2``. Made when first needed: ``basis`` and
-    ``flat``, the real tokens in short form [T, R] and where every set's begin [S + 1]; ``codebook``.
+    feature (E numbers), the mean token and sigma, ``sigma^2 = 1 - |mean|^2``. Three fields are made when first needed:
+    ``basis``; ``flat``, the real tokens in short form [T, R] and where those of every set begin [S + 1]; ``codebook``.
     """
 
     tokens: Tensor
@@ -37,7 +37,7 @@ class TokenSets:
 
     @staticmethod
     def of(features: Features | TokenSets, dtype: torch.dtype = torch.float32) -> TokenSets:
-        """Features with their tokens normalised, and rounded to ``dtype`` before they are summed up."""
+        """Return the token sets of features: tokens are normalised, and rounded to ``dtype`` before they are summed."""
         if isinstance(features, TokenSets):
             return features
         tokens, mask = features.tokens.detach().float(), features.mask
@@ -66,18 +66,18 @@ class TokenSets:
 
     @property
     def real(self) -> Tensor:
-        """True for a real token, False for padding [S, L]."""
+        """Return True for a real token and False for padding [S, L]."""
         return torch.arange(self.tokens.shape[1], device=self.length.device) < self.length[:, None]
 
     def queries(self, weight: float) -> Tensor:
-        """q [S, E + D + 1], with 1 - <q, summary> not above the distance to the token sets of the other side."""
+        """Return q [S, E + D + 1]: 1 - <q, summary> is not above the distance to a token set of the other side."""
         E = self.pooled.shape[1]
         return torch.cat([self.summary[:, :E] * weight, self.summary[:, E:] * (1 - weight)], 1)
 
     def short(self, basis: Tensor) -> Tensor:
-        """Tokens of fewer numbers [S, L, R], of which the products are never less than the tokens'.
+        """Return tokens of fewer numbers [S, L, R], whose products are never less than those of the tokens.
 
-        A token is its part in the span of ``basis`` [D, R - 1], and the length of the rest:
+        A short token is the token's part in the span of ``basis`` [D, R - 1], and the length of the rest:
         ``<v, t> <= <v', t'> + |v''| |t''|``.
         """
         tokens = _unit(self.tokens)
@@ -86,7 +86,7 @@ class TokenSets:
         return torch.cat([part, rest.sqrt()[..., None]], -1)
 
     def prepare(self) -> TokenSets:
-        """Make ``basis``, the leading principal directions of the tokens (where it is not given), and ``flat``."""
+        """Make ``flat``, and ``basis`` if it is not given: the leading principal directions of the tokens."""
         if self.flat is None:
             first, dim = F.pad(self.length.cumsum(0), (1, 0)), self.tokens.shape[-1]
             if self.basis is None:
@@ -103,11 +103,11 @@ class TokenSets:
 
     @property
     def block(self) -> int:
-        """So many sets have about 64 MiB of tokens in float32."""
+        """Return the number of sets whose tokens take about 64 MiB in float32."""
         return max(1, 2**24 // (self.tokens.shape[1] * self.tokens.shape[2]))
 
     def floats(self, rows: Tensor) -> tuple[TokenSets, Tensor]:
-        """Token sets in float32, and which of them ``rows`` [K] are [K]: these themselves if they are float32."""
+        """Return the token sets of ``rows`` [K] in float32, and their places there [K]; all sets if float32 already."""
         if self.tokens.dtype == torch.float32:
             return self, rows
         some, at = rows.unique(return_inverse=True)
@@ -119,23 +119,23 @@ class TokenSets:
 
 
 def _unit(tokens: Tensor) -> Tensor:
-    """In float32, of length 1 again where a narrower dtype has rounded them."""
+    """Return tokens in float32, of length 1 again where a narrower dtype has rounded them."""
     return tokens if tokens.dtype == torch.float32 else F.normalize(tokens.float(), dim=-1)
 
 
 def _ranges(first: Tensor, count: Tensor) -> Tensor:
-    """first[0], first[0] + 1, ... of count[0] numbers, then those from first[1], ..."""
+    """Return first[0], first[0] + 1, ... (count[0] numbers), then count[1] numbers from first[1] on, and so on."""
     begin = count.cumsum(0) - count
     return torch.arange(int(count.sum())) + (first - begin).repeat_interleave(count)
 
 
 @dataclass
 class Codebook:
-    """Every word of a pool as a code: the centroid that is nearest, and one of 16 ranges of the angle to it.
+    """Every word of a pool as a code: its nearest centroid, and one of 16 ranges of the angle to it.
 
     ``centroids`` [K, D]; ``along``, ``across`` [16 K]: cosine and sine of the largest angle that a code stands for;
-    ``blocks``: per block of captions their order by length [b], the lengths [b] in that order, and their codes
-    [1, words], for every length as [length, captions of this length].
+    ``blocks``: for each block of captions their order by length [b], the lengths [b] in that order, and their codes
+    [1, words], which are laid out for every length as [length, captions of this length].
     """
 
     centroids: Tensor
@@ -145,7 +145,7 @@ class Codebook:
 
     @staticmethod
     def of(sets: TokenSets, size: int = CENTROIDS, rounds: int = 2, seed: int = 0) -> Codebook:
-        """Spherical k-means on a sample of the words; every word then goes to its nearest centroid."""
+        """Return the codebook of token sets: spherical k-means on a sample of the words, then codes for all of them."""
         real, flat = sets.real, sets.tokens.view(-1, sets.tokens.shape[-1])
         where = real.flatten().nonzero()[:, 0]
         sample = where[torch.randperm(len(where), generator=torch.Generator().manual_seed(seed))[: 16 * size]]

@@ -1,14 +1,14 @@
-"""Sinkhorn on the CPU, compiled by Numba: one problem at a time, in the first-level cache from beginning to end.
+"""Sinkhorn on the CPU, compiled by Numba: one problem at a time, always in the first-level cache.
 
-A problem of 49 x 77 is 15 KB. It is copied once into a small block (zero weights left out, the cheaper axis along the
-vector registers), K = exp((f + g - C) / eps) is built there, and one pass over K makes a whole iteration:
+A problem of 49 x 77 is 15 KB. It is copied once into a small block, without zero weights and with the cheaper axis
+along the vector registers. K = exp((f + g - C) / eps) is built there, and one pass over K makes a whole iteration:
 
     for every row i:   u_i = a_i / <K_i, v>,   s += u_i K_i          then   |v * s - b|_1  is the error,   v = b / s
 
 Where C / eps spans more than float32's exponent, the potentials f and g start from one iteration by log-sum-exp in
-float64, and take over the logarithms of u and v whenever these grow large (Schmitzer, SIAM J. Sci. Comput. 2019), so
-that an iteration stays as cheap as in the kernel domain. If a number overflows all the same, every iteration is one by
-log-sum-exp. Every problem has its own end.
+float64. They take over the logarithms of u and v whenever these grow large (Schmitzer, SIAM J. Sci. Comput. 2019), so
+an iteration stays as cheap as in the kernel domain. If a number still overflows, the problem starts again, and every
+iteration is by log-sum-exp. Each problem stops when it has converged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ f4, f8 = np.float32, np.float64
 
 @kernel()
 def _exp(x):
-    """exp for float32 x <= 0 or a little more, 2e-7 relative; 0 below -87."""
+    """Return exp(x) for float32 x <= 0 or a little more, to 2e-7 relative; 0 below -87."""
     y = max(x, f4(-88.0)) * f4(1.4426950408889634)
     n = np.floor(y + f4(0.5))
     r = (y - n) * f4(0.6931471805599453)
@@ -46,7 +46,7 @@ def _exp(x):
 
 @kernel()
 def _log_iteration(X, a, b, n, m, reg, f, g):
-    """f and g after one exact row and column update, in float64."""
+    """Set f and g to their values after one exact row and column update, in float64."""
     P = X.shape[1]
     for i in range(n):
         top = -np.inf
@@ -69,7 +69,7 @@ def _log_iteration(X, a, b, n, m, reg, f, g):
 
 @kernel()
 def _kernel(X, f, g, n, m, reg, K):
-    """K = exp((f + g - C) / eps); zero in the padding."""
+    """Set K to exp((f + g - C) / eps), and to zero in the padding."""
     inv = 1 / reg
     for i in range(n):
         fi = f[i]
@@ -86,7 +86,7 @@ def _magnitude(x):
 
 @kernel()
 def _lift(X, n, m, reg, low, high):
-    """Shift a C of moderate span to begin at 0. Returns the shift and the span, infinite if an entry is not finite."""
+    """Shift a C of moderate span to begin at 0; return the shift and the span, infinite if an entry is not finite."""
     P = X.shape[1]
     largest = np.int32(0)  # of the magnitudes as integers, whose order is that of the numbers, and NaN above infinity
     for j in range(P):
@@ -103,7 +103,7 @@ def _lift(X, n, m, reg, low, high):
     for j in range(1, m):
         least, most = min(least, low[j]), max(most, high[j])
     if not (most - least) < SAFE_RANGE * reg:
-        return f4(0), most - least  # left as it is: a shift would round what is small against the span
+        return f4(0), most - least  # not shifted: a shift would round entries that are small against the span
     for i in range(n):
         for j in range(P):
             X[i, j] -= least
@@ -112,7 +112,7 @@ def _lift(X, n, m, reg, low, high):
 
 @kernel()
 def _iterate(X, span, a, b, n, m, reg, tol, max_iter, K, u, v, s, f, g):
-    """Scale one problem; the plan is u_i K_ij v_j, its rows exact. Returns the number of iterations."""
+    """Scale one problem and return the number of iterations; the plan is u_i K_ij v_j, with exact rows."""
     P = X.shape[1]
     moderate = span < SAFE_RANGE * reg
     for j in range(m):
@@ -170,7 +170,7 @@ def _iterate(X, span, a, b, n, m, reg, tol, max_iter, K, u, v, s, f, g):
             break
     if error <= tol or (done >= max_iter and error < LARGE):
         return done
-    # something overflowed: from the beginning, by log-sum-exp alone
+    # something overflowed: start again, by log-sum-exp alone
     for j in range(m):
         g[j] = 0
     for j in range(P):
@@ -192,7 +192,7 @@ def _iterate(X, span, a, b, n, m, reg, tol, max_iter, K, u, v, s, f, g):
 
 @kernel()
 def _measure(X, a, b, n, m, K, u, v, s):
-    """<P, C> and the L1 error of both marginals of the plan."""
+    """Return <P, C> and the L1 error of both marginals of the plan."""
     P = X.shape[1]
     for j in range(P):
         s[j] = 0
@@ -213,7 +213,7 @@ def _measure(X, a, b, n, m, K, u, v, s):
 
 @kernel()
 def _used(w, index, out):
-    """The places of positive weights and the weights scaled to sum 1; how many, or -1 for weights that are none."""
+    """Write the places of positive weights and these scaled to sum 1; return their number, or -1 if w is invalid."""
     n, total = 0, 0.0
     for i in range(len(w)):
         if not (w[i] >= 0 and w[i] < np.inf):
@@ -241,7 +241,7 @@ _out2, _out1, _int1 = types.Array(float64, 2, "C"), types.Array(float32, 1, "C")
 
 @kernel(types.void(_view4, _view3, _view3, float64, float64, int64, _out2, _out2, _out1, _out1, _int1, int64, int64))
 def _solve(C, a, b, reg, tol, max_iter, f_out, g_out, cost, error, n_iter, start, stop):
-    """Problems start .. stop of C [B1, B2, N, M]; n_iter is -1, -2, -3 where a, b or C are no input."""
+    """Solve problems start .. stop of C [B1, B2, N, M]; n_iter is -1, -2 or -3 where a, b or C is not valid."""
     inner, N, M = C.shape[1:]
     side, area = _padded(max(N, M)), max(N * _padded(M), M * _padded(N))
     block, kernel = np.empty(area, f4), np.empty(area, f4)
@@ -324,7 +324,7 @@ def _plans(C, f, g, factor, reg, out, start, stop):
 
 
 def solve(C: torch.Tensor, a: torch.Tensor, b: torch.Tensor, reg: float, tol: float, max_iter: int):
-    """float32 C [B1, B2, N, M], a [B1, B2, N], b [B1, B2, M] of any strides -> f, g, cost, error, n_iter, flat in B."""
+    """Solve float32 C [B1, B2, N, M], a [B1, B2, N], b [B1, B2, M] of any strides: f, g, cost, error, n_iter, flat."""
     B = C.shape[0] * C.shape[1]
     f, g = np.empty((B, C.shape[2])), np.empty((B, C.shape[3]))
     cost, error, n_iter = np.empty(B, f4), np.empty(B, f4), np.empty(B, np.int32)
@@ -333,7 +333,7 @@ def solve(C: torch.Tensor, a: torch.Tensor, b: torch.Tensor, reg: float, tol: fl
 
 
 def plans(C: torch.Tensor, f: torch.Tensor, g: torch.Tensor, factor: torch.Tensor, reg: float) -> torch.Tensor:
-    """factor exp((f + g - C) / eps), float32, of the shape and the strides of C [B1, B2, N, M]."""
+    """Return factor exp((f + g - C) / eps), float32, in the shape and the strides of C [B1, B2, N, M]."""
     out = torch.empty_like(C)
     B = C.shape[0] * C.shape[1]
     parallel(_plans, B, C.numpy(), f.numpy(), g.numpy(), factor.contiguous().numpy(), reg, out.numpy())

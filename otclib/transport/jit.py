@@ -1,4 +1,4 @@
-"""How the CPU's kernels are compiled by Numba, where what was compiled is kept, and how they use several cores."""
+"""How Numba compiles the CPU's kernels, where the compiled code is cached, and how kernels use several cores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from numba import config, njit
 
-# like fastmath, but infinities and NaN keep their meaning: they are how trouble shows
+# like fastmath, but infinities and NaN keep their meaning, because they signal errors
 FLAGS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "error_model": "numpy", "cache": True}
 
 _here = Path(__file__).parent
@@ -20,8 +20,11 @@ FOLDER = str(Path(config.CACHE_DIR or _here / "__pycache__") / f"otclib-{_source
 
 
 def kernel(*signature):
-    """``njit`` with our flags. What it compiled is kept by the contents of all kernel files: Numba alone looks at the
-    file of a function, and would go on using a kernel whose helpers in another file have changed."""
+    """Return ``njit`` with our flags, and with a cache that depends on the contents of all kernel files.
+
+    Numba's own cache depends on the file of the function alone, so it would return a kernel whose helpers in another
+    file have changed.
+    """
 
     def compile(function):
         before, config.CACHE_DIR = config.CACHE_DIR, FOLDER
@@ -45,9 +48,9 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 
 def parallel(function, count: int, *arguments, least: int = 16) -> None:
-    """function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use, this one included.
+    """Call function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use, this one included.
 
-    A function must not call this again.
+    The function must not call ``parallel`` again.
     """
     global _pool
     threads = min(torch.get_num_threads(), -(-count // least))

@@ -5,12 +5,12 @@ For a cost matrix C, marginals a, b and a regularisation ``reg`` = eps, the plan
     P = argmin_P  <P, C> - eps H(P)   with  P 1 = a,  P^T 1 = b,      P_nm = exp((f_n + g_m - C_nm) / eps)
 
 with H(P) = -sum P (log P - 1) (Cuturi, NeurIPS 2013). Sinkhorn's iterations scale rows and columns of
-K = exp(-C / eps) in turn. With ``unbalanced`` = rho the marginals are only asked for, by rho KL(P 1 | a) and
-rho KL(P^T 1 | b) in the objective (Chizat et al., Math. Comp. 2018): mass that is far from everything stays at home.
+K = exp(-C / eps) in turn. With ``unbalanced`` = rho the marginals are penalised instead of met, by rho KL(P 1 | a) and
+rho KL(P^T 1 | b) in the objective (Chizat et al., Math. Comp. 2018). Mass that is far from everything is not moved.
 
-On the CPU, float32 problems are solved one by one in the first-level cache (``kernels/cpu.py``). What is below serves
-every device and dtype, and is what the compiled kernels are held against. It keeps a batch with its problems on the
-*last* axis: a sum over rows or columns then runs along memory.
+On the CPU, float32 problems are solved one by one in the first-level cache (``transport/cpu.py``). The solver in this
+file serves every device and dtype, and the tests compare the compiled kernels with it. It keeps the problems of a batch
+on the *last* axis, because a sum over rows or columns then runs along memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHECK = 5  # iterations between two looks at the error
 
 @dataclass
 class Transport:
-    """The solution, one entry per problem; the batch axes are those of the cost matrix."""
+    """The solution, one entry per problem. The batch axes are those of the cost matrix."""
 
     cost: Tensor  # [B]  <P, C>; its gradient in C is P, as P is held constant (a stop-gradient)
     potentials: tuple[Tensor, Tensor]  # f [B, N], g [B, M], float64; -inf where the weight is zero
@@ -45,21 +45,21 @@ class Transport:
 
     @cached_property
     def weights(self) -> tuple[Tensor, Tensor]:
-        """a [B, N] and b [B, M] as they were solved, summing to 1."""
+        """Return a [B, N] and b [B, M] as they were solved, with sum 1."""
         return tuple(_scaled(w) for w in self._weights)
 
     @cached_property
     def plan(self) -> Tensor:
-        """P [B, N, M], made from the potentials and the cost matrix when first asked for."""
+        """Return P [B, N, M]; it is computed from the potentials and the cost matrix at the first use."""
         if self._version != _version(self._C):
             raise RuntimeError("the cost matrix was changed in place after it was solved: ask for the plan before")
         return _plan(self._C.detach(), *self.potentials, self.reg)
 
     @property
     def value(self) -> Tensor:
-        """The optimum itself [B], <P, C> - eps H(P) + rho KL(...), float64; its derivative in C is P.
+        """Return the optimum [B], <P, C> - eps H(P) + rho KL(...), in float64; its derivative in C is P.
 
-        That is the envelope theorem: P minimises the objective, so how P moves with C does not count to first order.
+        This is the envelope theorem: P minimises the objective, so to first order its dependence on C does not count.
         """
         total = -self.reg * self.plan.double().sum((-2, -1))
         for w, h, rho in zip(self.weights, self.potentials, self.unbalanced):
@@ -69,7 +69,7 @@ class Transport:
 
 
 class _GradientIsPlan(torch.autograd.Function):
-    """A number whose gradient in C is declared to be P; P is made anew from the potentials, so no plan is stored.
+    """A number whose gradient in C is declared to be P. No plan is stored: P is computed from the potentials.
 
     For the regularised optimum (``Transport.value``) this is its derivative, by the envelope theorem. For <P, C>
     (``Transport.cost``) it is a surrogate that holds P constant: the derivative of <P(C), C> also has the term <dP, C>.
@@ -98,16 +98,16 @@ def sinkhorn(
     max_iter: int = 1000,
     unbalanced: float | tuple[float | None, float | None] | None = None,
 ) -> Transport:
-    """Solve a batch of entropic transport problems, each to its own end.
+    """Solve a batch of entropic transport problems; each stops when it has converged.
 
     Parameters
     ----------
     cost : [N, M], [B, N, M] or [A, B, N, M], any strides, any float dtype; solved in float32 (float64 stays float64).
     a, b : [N], [M] or anything that broadcasts to [..., N], [..., M]: non-negative weights, scaled to sum 1; default
-        uniform. A zero weight is padding: what its costs are does not matter.
+        uniform. A zero weight is padding, whose costs are ignored.
     reg : eps > 0, in the units of the cost.
     tol : stop a problem when the L1 error of both marginals together is at most this.
-    unbalanced : rho > 0 of both marginals, or a pair of which None means a marginal that is met.
+    unbalanced : rho > 0 of both marginals, or a pair (of a, of b) in which None means a marginal that is met.
 
     Returns
     -------
@@ -168,7 +168,7 @@ def _weights(w: Tensor | None, shape: tuple[int, ...], name: str, like: Tensor) 
 
 
 def _refuse_bad_input(n_iter: Tensor, C: Tensor, a: Tensor, b: Tensor) -> None:
-    """The solvers mark by -1, -2 and -3 what is wrong with a problem."""
+    """Raise ValueError if a solver marked a problem in ``n_iter``: -1 for wrong a, -2 for wrong b, -3 for wrong C."""
     worst = int(n_iter.min()) if n_iter.numel() else 0
     if worst >= 0:
         return
@@ -186,7 +186,7 @@ def _refuse_bad_input(n_iter: Tensor, C: Tensor, a: Tensor, b: Tensor) -> None:
 
 @cache
 def compiled():
-    """The compiled CPU kernels, or None where Numba is missing."""
+    """Return the module of the compiled CPU kernels, or None where Numba is missing."""
     try:
         from otclib.transport import cpu
     except ImportError as error:
@@ -196,7 +196,7 @@ def compiled():
 
 
 def _plan(C: Tensor, f: Tensor, g: Tensor, reg: float, factor: Tensor | None = None) -> Tensor:
-    """factor * exp((f + g - C) / eps), the exponent in float64."""
+    """Return factor * exp((f + g - C) / eps), with the exponent in float64."""
     shape, C = C.shape, C.detach()
     with torch.no_grad(), torch.autocast(C.device.type, enabled=False):
         if C.device.type == "cpu" and C.dtype != torch.float64 and (kernel := compiled()):
@@ -212,7 +212,7 @@ def _plan(C: Tensor, f: Tensor, g: Tensor, reg: float, factor: Tensor | None = N
 
 
 def _solve_all(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: int, rho: tuple):
-    """The solver for every device and dtype: C [B, N, M], a [B, N], b [B, M], in chunks."""
+    """Solve C [B, N, M], a [B, N], b [B, M] on any device and in any dtype, in chunks."""
     wrong = torch.zeros(len(C), dtype=torch.long, device=C.device)
     used = (a[:, :, None] > 0) & (b[:, None] > 0)
     wrong[~torch.isfinite(C.masked_fill(~used, 0.0)).all((1, 2))] = -3
@@ -232,7 +232,7 @@ def _solve_all(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter
 
 
 def _solve(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: int, rho: tuple):
-    """One chunk, every problem to its own tolerance: problems that have converged leave the iteration."""
+    """Solve one chunk; a problem that has converged leaves the iteration."""
     C, a, b = (x.movedim(0, -1).contiguous() for x in (C, a, b))  # (N, M, B), (N, B), (M, B)
     balanced = rho == (None, None)
     used = (a[:, None] > 0) & (b[None] > 0)
@@ -251,7 +251,7 @@ def _solve(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: in
         row_error = step.advance(state, n)
         done += n
         f_now, g_now = step.potentials(state)
-        now = live[open_]  # a problem that has converged keeps the potentials of that moment, whoever shares its batch
+        now = live[open_]  # a converged problem keeps its potentials of that moment, whatever else is in its batch
         f[:, now], g[:, now], n_iter[now] = f_now[:, open_], g_now[:, open_], done
         open_ = open_ & ~(row_error <= tol)
         if int(open_.sum()) < 0.7 * len(live):
@@ -267,7 +267,7 @@ def _solve(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: in
 
 
 class _kernel_steps:
-    """u = a / K v, v = b / K^T u on K = exp(-C / eps): fast, for moderate C / eps and marginals that are met."""
+    """Iterations u = a / K v, v = b / K^T u on K = exp(-C / eps): fast, for moderate C / eps and met marginals."""
 
     @staticmethod
     def start(C, a, b, reg, rho):
@@ -295,7 +295,7 @@ class _kernel_steps:
 
 
 class _log_steps:
-    """The same on potentials over eps, by log-sum-exp: slower, for any eps, and for marginals only asked for."""
+    """The same iterations on potentials over eps, by log-sum-exp: slower, for any eps and unbalanced marginals."""
 
     @staticmethod
     def start(C, a, b, reg, rho):
@@ -324,7 +324,7 @@ class _log_steps:
 
 
 def exact(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The unregularised plan [N, M] and its cost, of one problem, by POT's network simplex: the oracle of our tests."""
+    """Return the unregularised plan [N, M] and its cost, of one problem, by POT's network simplex."""
     import ot
 
     C = cost.detach().double().cpu().numpy()
