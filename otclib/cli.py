@@ -20,10 +20,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Json = typer.Option(parser=json.loads, metavar="JSON")
 Attacks = Annotated[
     list[str], typer.Option("--attack", help="What is planted, one after the other; repeat it. 'none': nothing is.")
 ]
+
+INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 
 @contextmanager
@@ -36,12 +37,23 @@ def _refusing(command: str) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _planted(dataset: str, root, size, seed: int, data_options: dict, attack: list[str]):
+def _read(option: str, text: str) -> dict:
+    """An option that is given as JSON."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} takes JSON, such as '{{\"name\": 1}}', got {text!r}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{option} takes a JSON object, such as '{{\"name\": 1}}', got {text!r}")
+    return found
+
+
+def _planted(dataset: str, root, size, seed: int, data_options: str, attack: list[str]):
     """The pairs, the same with the attacks planted, and the manifest (None: nothing was planted)."""
     from otclib import attacks, data
 
     planned = [attacks.load(name) for name in attack if name != "none"]
-    pairs = data.load(dataset, root=root, size=size, seed=seed, **data_options)
+    pairs = data.load(dataset, root=root, size=size, seed=seed, **_read("--data-options", data_options))
     return (pairs, *attacks.plant(pairs, planned, seed=seed)) if planned else (pairs, pairs, None)
 
 
@@ -50,7 +62,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run is resumed.")],
     dataset: Annotated[str, typer.Option(help="A data set by name, see otclib.data.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="Where a copy of the data set lies.")] = None,
-    data_options: Annotated[dict, Json] = {},  # noqa: B006
+    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
     size: Annotated[int | None, typer.Option(help="Number of pairs; default all.")] = None,
     attack: Attacks = ["targeted", "badnets"],  # noqa: B006
     defense: Annotated[str, typer.Option(help="A defence by name, see otclib.defenses.")] = "otcclip",
@@ -64,21 +76,22 @@ def train(
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Keep every epoch's weights, for the explorer.")
     ] = False,
-    options: Annotated[dict, Json] = {},  # noqa: B006
+    options: Annotated[str, typer.Option(metavar="JSON", help="The options of the defence.")] = "{}",
 ) -> None:
     """Poison a data set, train under a defence, evaluate; prints the metrics."""
     from otclib import attacks, defenses
     from otclib.training import train as trained
 
     with _refusing("train"):
-        if repeated := {"epochs", "lr"} & set(options):
+        own = _read("--options", options)
+        if repeated := {"epochs", "lr"} & set(own):
             raise ValueError(f"--options must not repeat --{', --'.join(sorted(repeated))}")
         pairs, poisoned, manifest = _planted(dataset, root, size, seed, data_options, attack)
         if defenses.repairs(defense):  # it repairs a model, on pairs that no attack touched
             poisoned = attacks.trusted(pairs, manifest)
         how = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
         where = {"out": out, "clean": clean, "snapshots": snapshots}
-        run = trained(poisoned, manifest=manifest, defense=defense, model=model, **how, **where, **options)
+        run = trained(poisoned, manifest=manifest, defense=defense, model=model, **how, **where, **own)
     typer.echo((run / "metrics.json").read_text())
 
 
@@ -88,14 +101,14 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(help="Labelled test images; default the run's own scenes.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where a copy of that data set lies.")] = None,
     split: Annotated[str, typer.Option(help="Of that data set.")] = "test",
-    data_options: Annotated[dict, Json] = {},  # noqa: B006
+    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
     clean: Annotated[Path | None, typer.Option(help="A finished run without poison, to compare with.")] = None,
 ) -> None:
     """Evaluate a finished run anew; writes its metrics.json and prints it."""
     from otclib import data, evaluation
 
     with _refusing("evaluate"):
-        test = data.load(dataset, root=root, split=split, **data_options) if dataset else None
+        test = data.load(dataset, root=root, split=split, **_read("--data-options", data_options)) if dataset else None
         found = evaluation.evaluate(run, test=test, clean=clean)
     typer.echo(json.dumps(found, indent=1))
 
@@ -105,7 +118,7 @@ def poison(
     out: Annotated[Path, typer.Option(help="Folder for the poisoned table and its manifest; must not exist.")],
     dataset: Annotated[str, typer.Option(help="A data set by name, see otclib.data.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="Where a copy of the data set lies.")] = None,
-    data_options: Annotated[dict, Json] = {},  # noqa: B006
+    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
     size: Annotated[int | None, typer.Option(help="Number of pairs; default all.")] = None,
     attack: Attacks = ["targeted", "badnets"],  # noqa: B006
     seed: int = 0,
@@ -141,7 +154,7 @@ def explore(
     out: Annotated[Path, typer.Option(help="The page that is written.")] = Path("plans.html"),
     dataset: Annotated[str, typer.Option(help="The pairs that are shown beside the planted ones.")] = "scenes",
     root: Annotated[Path | None, typer.Option(help="Where a copy of that data set lies.")] = None,
-    data_options: Annotated[dict, Json] = {},  # noqa: B006
+    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
     seed: int = 0,
 ) -> None:
     """Write the transport plans of some pairs as one page with sliders, which needs no kernel and no network."""
@@ -151,9 +164,8 @@ def explore(
     from otclib.explorer import Explorer
 
     with _refusing("explore"):
-        pairs = data.load(dataset, root=root, size=600, seed=seed, **data_options).select_columns(
-            ["id", "image", "caption"]
-        )
+        pairs = data.load(dataset, root=root, size=600, seed=seed, **_read("--data-options", data_options))
+        pairs = pairs.select_columns(["id", "image", "caption"])
         file = next((run / "manifest.parquet" for run in runs if (run / "manifest.parquet").exists()), None)
         manifest = Dataset.from_parquet(str(file)) if file else None
         if manifest is not None:
@@ -189,11 +201,13 @@ def call(arguments: list[str] | None = None, name: str = "otclib") -> None:
     """Run a command; what is refused ends with exit code 2. Ctrl-C stays a KeyboardInterrupt, for ``stoppable``."""
     try:
         code = app(arguments, prog_name=name, standalone_mode=False)
-    except click.exceptions.Abort as stopped:
-        raise KeyboardInterrupt from stopped
+    except click.exceptions.Abort:
+        code = INTERRUPTED
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         raise SystemExit(code)
 

@@ -219,7 +219,7 @@ def test_evaluate_needs_a_finished_run(tmp_path):
 
 def test_table(runs):
     text = records.table(runs.values())
-    assert "| clip | otcclip |" in text and "zero-shot top-1" in text and "badnets poison rate" in text
+    assert "| clip | otcclip |" in text and "zero-shot accuracy, %" in text and "badnets poison rate" in text
     two = records.table([{"defense": "clip", "targets_hit": hit} for hit in (3, 5, 5)])
     assert "4.3 (3 to 5)" in two, "a mean of counts is no count"
     with pytest.raises(FileNotFoundError, match="metrics.json"):

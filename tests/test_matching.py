@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from otclib import matching, transport
+from otclib import matching
 from otclib.matching import CaptionPool, search
 from otclib.matching.token_sets import Codebook, TokenSets
 from otclib.models import Features
@@ -269,7 +269,6 @@ def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="ids"):
         pool.add(features(2, 3, 8, 1), ids=torch.arange(3))
     assert len(pool) == 0, "nothing was half added"
-    transport.torch.save({}, tmp_path / "x")
     import safetensors.torch
 
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "y")

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 import otclib
 from otclib import evaluation
+from otclib.data import probes
 from otclib.runs import config_of, log_of
 from otclib.training import loop
 
@@ -36,8 +37,8 @@ def folder(tmp_path_factory):
 def one_short_probe():
     """The linear probes on digits and letters take longer than training here; a few letters stand for both."""
     with pytest.MonkeyPatch.context() as patch:
-        few = {"letters": lambda size: evaluation.probes.letters(size, 104)}
-        patch.setattr(evaluation.probes, "PROBES", few)
+        few = {"letters": lambda size: probes.letters(size, 104)}
+        patch.setattr(probes, "PROBES", few)
         yield
 
 
