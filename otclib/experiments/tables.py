@@ -15,7 +15,7 @@ from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.claims import claims
 from otclib.experiments.records import made_by, markdown, metric_table, order, select
-from otclib.figures import planted
+from otclib.figures.systems import amount_planted
 
 COSTS = (  # of the table of what the defences cost
     "zero_shot_top1",
@@ -175,7 +175,7 @@ def dose_table(records: list[dict]) -> str:
     for dose in sorted({r["dose"] for r in records}):
         runs = select(records, dose=dose)
         asr, hits, accuracy = (metric.summary(r.get(metric.key) for r in runs) for metric in found)
-        share, amount = metrics.summary([r["poison_rate/badnets"] for r in runs], 100, 2), planted(runs[0])
+        share, amount = metrics.summary([r["poison_rate/badnets"] for r in runs], 100, 2), amount_planted(runs[0])
         rows.append([amount["pairs"], share, asr, amount["copies"], hits, accuracy, len(runs)])
     heads = ["triggered pairs", "% of all", "BadNets ASR, %", "copies per image", "targets hit, of 16", "zero-shot, %"]
     return f"{markdown(rows, [*heads, 'seeds'], left=0)}\n\nMade by {made_by(records)}."
