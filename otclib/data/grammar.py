@@ -120,6 +120,8 @@ class Thing:
 
 @dataclass
 class Scene:
+    """The ground of a scene, and its objects."""
+
     ground: str
     texture: tuple[int, int, int, int]  # which variant, offset x and y in 1/256, flips
     tint: tuple[float, float, float]

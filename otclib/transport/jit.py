@@ -48,7 +48,7 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 
 def parallel(function, count: int, *arguments, least: int = 16) -> None:
-    """Call function(*arguments, start, stop) over 0 .. count, on as many threads as torch may use, this one included.
+    """Call ``function(*arguments, start, stop)`` over 0 .. count, on the threads that torch may use, this one included.
 
     The function must not call ``parallel`` again.
     """
