@@ -75,7 +75,7 @@ def test_a_dose_is_a_multiple_of_both_attacks():
         ({"attacks": {"mine": ["badnet"]}}, "unknown attack 'badnet'"),
         ({"attacks": {"mine": [{"name": "badnets", "rat": 1}]}}, "has no option rat"),
         ({"datasets": {"mine": {"dataset": "scene"}}}, "unknown dataset 'scene'"),
-        ({"sytems": {}}, "unknown key sytems"),
+        ({"system": {}}, "unknown key system"),
     ],
 )
 def test_a_misspelled_grid_is_refused(change, words):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -84,14 +85,15 @@ def _kernel_manager() -> type:
     class Interrupting(AsyncKernelManager):
         shutdown_wait_time = 2.0  # seconds until it is killed, half of them until it is terminated
 
-        async def start_kernel(self, **options) -> None:
+        # jupyter_client declares its methods as synchronous, and wraps coroutines
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             if sys.platform == "linux":  # from its first instruction on; its own look at its parent begins later
                 options["preexec_fn"] = processes.killed_with_parent
             quiet = "--log-level=ERROR"  # it warns that it talks to this process over TCP, which stays on this machine
             options["extra_arguments"] = [*options.get("extra_arguments", []), quiet]
             await super().start_kernel(**options)
 
-        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
             await self.interrupt_kernel()  # an idle kernel ignores it
             await super().shutdown_kernel(now, restart)
 
@@ -100,7 +102,7 @@ def _kernel_manager() -> type:
 
 def _joined(outputs: list) -> list:
     """What a cell printed line by line, as one output."""
-    out = []
+    out: list = []
     for output in outputs:
         if out and output.output_type == out[-1].output_type == "stream" and output.name == out[-1].name:
             out[-1].text += output.text

@@ -118,7 +118,7 @@ def utility_table(records: list[dict]) -> str:
     columns = {name: runs for name, runs in columns.items() if runs}
     accuracy = {look(defense).label: found for defense, found in published()["accuracy"].items()}
     safe = {name: [r.get("seconds_until_safe") for r in runs] for name, runs in columns.items()}
-    rows = {
+    rows: dict[str, list] = {
         "runs": [len(runs) for runs in columns.values()],
         "*zero-shot on ImageNet, published, %*": [f"*{accuracy[n][0]}*" if n in accuracy else "" for n in columns],
         "core-seconds until accurate and safe": [_until(values) for values in safe.values()],

@@ -55,7 +55,7 @@ def write(
         raise ValueError(f"pairs must be some of 0 ... {len(explorer.pairs) - 1}, got {pairs}")
     shown = [(k, caption) for k in pairs for caption in explorer.own_captions(k)]
     places = [(run, epoch) for run, epochs in explorer.checkpoints.items() for epoch in epochs]
-    cases = [{} for _ in shown]
+    cases: list[dict] = [{} for _ in shown]
     for run, epoch in tqdm(places, desc="plans", disable=not progress):  # a checkpoint is read once
         for case, (k, caption) in zip(cases, shown):
             grid = [
