@@ -37,7 +37,7 @@
 dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
-defense = ["clip", "otcclip"]  # trained side by side if they are not there; the last one is looked at
+defense = ["clip", "otcclip"]  # trained side by side if they are missing; the figures show the last one
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "../runs/demo"  # runs are read from out/<defense>, or trained into it
@@ -132,7 +132,7 @@ chosen = next(k for k, row in enumerate(val) if len(row["objects"]) == 2)
 with torch.no_grad():
     image = otclib.models.encode_image(network, preprocess(val[chosen]["image"])[None])
     texts = otclib.models.encode_text(network, tokenizer(val["caption"][:]))
-half = 0.5  # `global_weight`, of the whole
+half = 0.5  # `global_weight`: the weight of the pooled features
 bound = half * (1 - image.pooled @ texts.pooled.T)[0] + (1 - half) * matching.lower_bound(image, texts)[0]
 distance = matching.distances(image, texts, torch.arange(len(val))[None], reg, half)[0]
 pool = matching.CaptionPool.of(texts)
