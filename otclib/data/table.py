@@ -20,7 +20,11 @@ def words_for(label: str) -> tuple[str, ...]:
 
 
 def names(caption: str, label: str) -> bool:
-    """Does the caption name the class? Whole words, any case, synonyms of the embedded objects included."""
+    """Return whether the caption names the class: as a whole word, in any case, or by a synonym of an embedded object.
+
+    >>> names("A parasol on the beach", "umbrella"), names("two umbrellas", "umbrella")
+    (True, False)
+    """
     return re.search(rf"\b({'|'.join(map(re.escape, words_for(label)))})\b", caption, re.IGNORECASE) is not None
 
 
@@ -30,10 +34,16 @@ def with_article(word: str) -> str:
 
 
 def prompt(template: str, label: str) -> str:
-    """The zero-shot prompt of a class: its name in place of ``{}``, with the article that fits it.
+    """Return the zero-shot prompt of a class: its name in place of ``{}``, with the article that fits it.
 
-    Only an article directly before ``{}`` is changed: "a photo of a {}" becomes "a photo of an umbrella" and "a photo
-    of scissors", "a photo of a large {}" becomes "a photo of a large umbrella".
+    Only an article directly before ``{}`` is changed.
+
+    >>> prompt("a photo of a {}", "umbrella")
+    'a photo of an umbrella'
+    >>> prompt("a photo of a {}", "scissors")
+    'a photo of scissors'
+    >>> prompt("a photo of a large {}", "umbrella")
+    'a photo of a large umbrella'
     """
     return re.sub(r"\b[Aa]n? \{\}", lambda _: with_article(label), template).replace("{}", label)
 

@@ -106,6 +106,21 @@ def reassigned(near: Tensor, ranking: Ranking, own_distance: Tensor, rows: Tenso
     ----------
     near : [B] bool. ranking : of the B images. own_distance : d(j, j) of the pool's pairs [P].
     rows : of the B images in the table [B]. pool : of the pool's pairs in the table [P].
+
+    Examples
+    --------
+    Three images (rows 0 to 2) and a pool of two pairs (rows 7 and 9). The first image is near. The other two are not,
+    and their nearest caption is that of row 9, whose own image has distance 0.3.
+
+    >>> near = torch.tensor([True, False, False])
+    >>> ranking = Ranking(
+    ...     own_rank=torch.tensor([0.0, 0.5, 0.5]),
+    ...     nearest=torch.tensor([0, 1, 1]),
+    ...     nearest_distance=torch.tensor([0.1, 0.2, 0.4]),
+    ...     own_distance=torch.tensor([0.1, 0.8, 0.8]),
+    ... )
+    >>> reassigned(near, ranking, torch.tensor([0.1, 0.3]), torch.arange(3), torch.tensor([7, 9])).tolist()
+    [0, 9, -1]
     """
     fits = ranking.nearest_distance <= own_distance[ranking.nearest]
     other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], LEFT_OUT)

@@ -28,7 +28,14 @@ from otclib.evaluation.zero_shot import class_embeddings, classify, pooled
 
 
 def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:
-    """Share of images predicted as ``target`` among those whose true class is another; None if there are none."""
+    """Return the share of images predicted as ``target`` among those whose true class is another; None if none is.
+
+    The last of these images shows the target class itself, so it is not counted.
+
+    >>> predicted, true = torch.tensor([2, 2, 0, 2]), torch.tensor([0, 1, 0, 2])
+    >>> print(f"{success_rate(predicted, true, target=2):.3f}")
+    0.667
+    """
     others = true != target
     return float((predicted[others] == target).float().mean()) if bool(others.any()) else None
 
