@@ -15,7 +15,7 @@ from otclib.data import grammar
 
 
 def words_for(label: str) -> tuple[str, ...]:
-    """The words that name a class: the class name and, for the embedded objects, its synonyms."""
+    """Return the words that name a class: the class name and, for the embedded objects, its synonyms."""
     return (label, *grammar.OBJECTS[label][1]) if label in grammar.OBJECTS else (label,)
 
 
@@ -29,7 +29,7 @@ def names(caption: str, label: str) -> bool:
 
 
 def with_article(word: str) -> str:
-    """A noun with its article: "an umbrella", "a star", and "scissors", which the scenes' captions give none."""
+    """Return a noun with its article: "an umbrella", "a star"; "scissors" has none, as in the scenes' captions."""
     return word if word in grammar.NO_ARTICLE else f"{grammar.article(word)} {word}"
 
 
@@ -49,12 +49,12 @@ def prompt(template: str, label: str) -> str:
 
 
 def classes(pairs: Dataset) -> list[str]:
-    """The class names that occur as labels, sorted."""
+    """Return the class names that occur as labels, sorted."""
     return sorted({label for label in pairs["label"][:] if label is not None})
 
 
 def templates(pairs: Dataset) -> Sequence[str]:
-    """Zero-shot prompt templates, for ``prompt``: the scenes' own forms, or open_clip's 80 ImageNet ones."""
+    """Return the zero-shot templates for ``prompt``: the scenes' own forms, or open_clip's 80 for ImageNet."""
     if "objects" in pairs.column_names:
         return grammar.TEMPLATES
     from open_clip import OPENAI_IMAGENET_TEMPLATES
@@ -64,10 +64,10 @@ def templates(pairs: Dataset) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Resize:
-    """The way from an image to the square that a model sees: PIL or tensor [..., 3, H, W] -> [..., 3, size, size].
+    """Turn an image into the square that a model sees: PIL or tensor [..., 3, H, W] -> [..., 3, size, size].
 
-    PIL images give uint8, tensors keep their dtype; an image of the right size stays as it is. The defaults are CLIP's;
-    ``models.resize`` gives a model's own.
+    PIL images become uint8, and tensors keep their dtype. An image of the right size stays as it is. The defaults are
+    CLIP's; ``models.resize`` gives a model's own.
     """
 
     size: int  # pixels
@@ -78,7 +78,7 @@ class Resize:
     def __post_init__(self) -> None:
         if self.mode not in ("shortest", "longest", "squash"):
             raise ValueError(f"mode is 'shortest', 'longest' or 'squash', got {self.mode!r}")
-        if self.interpolation not in ("bicubic", "bilinear", "random"):  # open_clip: "random" is of training alone
+        if self.interpolation not in ("bicubic", "bilinear", "random"):  # open_clip uses "random" in training only
             raise ValueError(f"interpolation is 'bicubic' or 'bilinear', got {self.interpolation!r}")
 
     def __call__(self, image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ class Resize:
 
 
 def image_tensor(pairs: Dataset, resize: int | Resize) -> torch.Tensor:
-    """All images as a model sees them, uint8 [N, 3, S, S]; ``resize``: ``models.resize(model)``, or S in pixels."""
+    """Return all images as a model sees them, uint8 [N, 3, S, S]; ``resize``: ``models.resize(model)``, or S pixels."""
     resize = Resize(resize) if isinstance(resize, int) else resize
     out = torch.empty(len(pairs), 3, resize.size, resize.size, dtype=torch.uint8)
     for k, image in enumerate(pairs["image"]):
