@@ -30,8 +30,8 @@ re-match.
 sees it: captions of what it shows are nearer. A triggered image is far as the caption sees it: images of the caption's
 own class are nearer.
 
-*A robust loss.* A planted pair contradicts what its image shows. Once objects begin to be told apart, the pair's
-probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q
+*A robust loss.* A planted pair contradicts what its image shows. Once the model begins to distinguish objects, the
+pair's probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q
 (``losses.symmetric_cross_entropy``), so a planted pair is hardly learned, stays far, and the first matching leaves it
 out. ``q`` rises to 1 over the warm-up, because at its start, when nothing is known, it only slows.
 

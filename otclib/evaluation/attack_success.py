@@ -3,14 +3,15 @@
 **Attack success, defined once.** Images of the target class are left out of the numerator *and* the denominator.
 
 - Backdoor: ``attack_success_rate`` = share of triggered test images (true class other than the target) that zero-shot
-  classification, with the prompt ensemble, calls the target class. ``untriggered_target_rate`` is the same model's rate
-  on the same images without the trigger, and ``clean_model_rate`` that of a model that never saw poison on the
-  triggered ones: what the trigger has to be compared with. ``triggered_top1`` and ``clean_model_triggered_top1``: how
-  many of those triggered images are called what they show; a trigger that hides the object is a poor one. Of several
-  backdoors in one set each has its own ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
-- Targeted: ``targets_hit`` of ``targets``: planted images, as planted, that are called the attacker's class.
-  ``targets_right``: those that are called what they show. ``clean_model_hits``: hits on a model that saw them with
-  their true captions only.
+  classification, with the prompt ensemble, calls the target class. Two rates are there to compare it with:
+  ``untriggered_target_rate`` is that of the same model on the same images without the trigger, and
+  ``clean_model_rate`` that of a model that never saw poison on the triggered images. ``triggered_top1`` and
+  ``clean_model_triggered_top1`` are the shares of those triggered images that are called what they show; they are low
+  for a trigger that hides the object. If one set has several backdoors, each has its own
+  ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
+- Targeted: ``targets_hit`` of ``targets`` planted images, as planted, are called the attacker's class.
+  ``targets_right`` are called what they show. ``clean_model_hits`` are hits on a model that saw these images with their
+  true captions only.
 """
 
 from __future__ import annotations
@@ -61,8 +62,10 @@ class Targets:
 
 
 def backdoors(manifest: Dataset | None) -> dict[str, object]:
-    """The attacks of a manifest that have a trigger, by kind; of one kind planted twice by ``kind-target``, and of one
-    with the same target ``kind-target-2`` and so on."""
+    """Return the attacks of a manifest that have a trigger, by kind.
+
+    A kind that is planted twice is named ``kind-target``, and with the same target ``kind-target-2`` and so on.
+    """
     found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if hasattr(a, "target")]
     kinds, out = [attack.kind for attack in found], {}
     for attack in found:
@@ -75,9 +78,9 @@ def backdoors(manifest: Dataset | None) -> dict[str, object]:
 def attack_metrics(
     model: nn.Module, tokenizer, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
 ) -> dict:
-    """Zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
+    """Return zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
 
-    ``backdoor`` : of several, the one to report; default the most successful, which is named in that case.
+    ``backdoor`` : the one of several to report; default the most successful one. The result names it then.
     """
     classes = sorted(set(data.classes(test)) | (set() if manifest is None else set(manifest["target_label"])))
     embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
@@ -110,12 +113,12 @@ def attack_metrics(
 
 
 def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> float:
-    """By how many standard deviations triggered images lie closer together than images do (Carlini and Terzis).
+    """Return by how many standard deviations triggered images lie closer together (Carlini and Terzis).
 
         z = (mean_{u != v} <f(u + t), f(v + t)> - mean_{u != v} <f(u), f(v)>) / std_{u != v} <f(u), f(v)>
 
-    of unit features [N, D] of the same images without and with the trigger t. Their paper prints the inverse of the
-    variance, its name implies the deviation: ``spread="var"`` for the former. About 0: the trigger means nothing.
+    f are unit features [N, D] of the same images without and with the trigger t. Near 0 the trigger means nothing. The
+    formula in their paper divides by the variance (``spread="var"``), but the name z-score implies the deviation.
     """
     if plain.shape != triggered.shape or len(plain) < 3:
         raise ValueError(
@@ -126,7 +129,7 @@ def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> f
     n = len(plain)
 
     def moments(x: Tensor) -> tuple[float, float]:
-        """Mean and mean square of <x_u, x_v> over u != v, from sums over all u, v less those of u = v."""
+        """Return mean and mean square of <x_u, x_v> over u != v: sums over all u, v less those of u = v."""
         x = x.double()
         own = x.square().sum(1)
         mean = (x.sum(0).square().sum() - own.sum()) / (n * (n - 1))
@@ -139,7 +142,7 @@ def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> f
 
 
 def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, backdoor: str | None = None) -> dict:
-    """``backdoor_z_score`` of a manifest's ``backdoor`` (default its first), on the first 1,000 of uint8 images."""
+    """Return ``backdoor_z_score`` of a manifest's ``backdoor`` (default its first) on the first 1,000 uint8 images."""
     for name, attack in backdoors(manifest).items():
         if backdoor in (None, name):
             some = images[:1000]
@@ -150,7 +153,7 @@ def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, 
 def head_metrics(
     model: nn.Module, file: Path, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
 ) -> dict:
-    """Accuracy and attack success when a linear head on the pooled features classifies (cleanclip-supervised)."""
+    """Return accuracy and attack success of a linear head on the pooled features (cleanclip-supervised)."""
     with safe_open(str(file), "pt") as f:
         classes = f.metadata()["classes"].split("\n")
         weight, bias = f.get_tensor("weight"), f.get_tensor("bias")

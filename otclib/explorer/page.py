@@ -1,6 +1,6 @@
-"""The transport explorer as one file: the plans are computed beforehand, the sliders choose among them.
+"""The transport explorer as one HTML file: the plans are computed beforehand, and the sliders choose among them.
 
-The page holds everything it shows; it opens from a disk, without a kernel and without a network.
+The page holds everything that it shows. It opens from a disk, without a kernel and without a network connection.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def write(
 ) -> Path:
     """Write the views of ``pairs`` (default: three planted and three clean ones) under every model and epoch.
 
-    A planted pair is shown with both its captions. A view takes W x N bytes (words, places), a page of six pairs under
-    two runs of twelve epochs about two megabytes.
+    A planted pair is shown with both of its captions. A view takes W x N bytes (words, places). A page of six pairs
+    under two runs of twelve epochs takes about two megabytes.
 
     Raises
     ------
-    ValueError : no pairs, or one that is not in the table; before anything is written.
+    ValueError : no pairs, or one that is not in the table; raised before anything is written.
     """
     path = Path(path)
     pairs = [k for _, k in explorer.choices(3)] if pairs is None else list(pairs)
@@ -56,7 +56,7 @@ def write(
     shown = [(k, caption) for k in pairs for caption in explorer.own_captions(k)]
     places = [(run, epoch) for run, epochs in explorer.checkpoints.items() for epoch in epochs]
     cases = [{} for _ in shown]
-    for run, epoch in tqdm(places, desc="plans", disable=not progress):  # a checkpoint is read once
+    for run, epoch in tqdm(places, desc="plans", disable=not progress):  # each checkpoint is read once
         for case, (k, caption) in zip(cases, shown):
             grid = [
                 [explorer.view(k, caption, run=run, epoch=epoch, reg=reg, unbalanced=rho) for rho in marginals]
@@ -106,7 +106,7 @@ def _case(explorer: Explorer, pair: int, view: View) -> dict:
 
 
 def _packed(view: View) -> dict:
-    """A plan as bytes, word by word, in 255ths of its largest entry."""
+    """Return a plan as bytes, word by word, in 255ths of its largest entry."""
     most = float(view.plan.max())
     levels = np.round(view.plan.T / (most or 1.0) * 255).astype(np.uint8)
     return {"most": round(most, 7), "cost": round(view.cost, 4), "p": base64.b64encode(levels.tobytes()).decode()}
