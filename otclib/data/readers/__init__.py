@@ -76,7 +76,7 @@ def read(
     absent = _absent(table)
     if absent and not skip_missing:
         raise FileNotFoundError(
-            f"{len(absent)} of {len(table)} images of {name!r} {split!r} are not there, the first is "
+            f"{len(absent)} of {len(table)} images of {name!r} {split!r} are missing, the first is "
             f"{next(iter(absent.values()))}; skip_missing=True leaves them out"
         )
     blank = {row for row, caption in enumerate(table["caption"][:]) if not caption}
