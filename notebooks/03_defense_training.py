@@ -16,11 +16,11 @@
 #
 # $$ d(i,j) \;=\; w\,\bigl(1-\langle f_i, g_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle . $$
 #
-# A pair is **near** when its caption is among the nearest 3 % of a pool of captions for this image, *and* its image
-# among the nearest 3 % of a pool of images for this caption. Asking this of 12,000 pairs must take seconds, so two
-# things are reduced. Images are compared at three quarters of their side, with their places averaged to 16. Of the
-# pool's 512 captions (images) only the 16 that are most alike by pooled and mean features are solved by transport. This
-# is what happens to the pairs:
+# A pair is **near** when two conditions hold. Its caption is among the nearest 3 % of a pool of captions for this
+# image, *and* its image is among the nearest 3 % of a pool of images for this caption. Asking this of 12,000 pairs must
+# take seconds, so two things are reduced. Images are compared at three quarters of their side, with their places
+# averaged to 16. Of the pool's 512 captions (images) only the 16 that are most alike by pooled and mean features are
+# solved by transport. This is what happens to the pairs:
 #
 # | epochs | |
 # |---|---|

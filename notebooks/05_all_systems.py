@@ -212,9 +212,9 @@ else:
 #   one to four targets are hit.
 # - *With both* almost nothing is left.
 #
-# **How the matching compares matters less.** ASR stays at or below 1.3 %, and at most two of a run's sixteen targets
-# are hit, when transport is missing in the matching or in the losses, or when captions are always re-assigned. These
-# parts decide what else is learned.
+# **How the matching compares matters less.** We removed transport from the matching or from the losses, or always
+# re-assigned the captions. In all of these runs ASR stays at or below 1.3 %, and at most two of sixteen targets are
+# hit. These parts decide what else is learned.
 #
 # - *The intra-modal loss makes the start fast.* After three epochs of warm-up the full system knows 85 to 89 % of the
 #   objects. Without this loss the model knows 3 to 55 %. It then finds most pairs far: the first matching leaves out 37
@@ -224,7 +224,7 @@ else:
 # - *A caption that fits must stay.* Re-assigning every caption costs more than half of the accuracy.
 #
 # **The restart costs 0.9 to 3.7 points of accuracy.** Without it zero-shot accuracy is 99.0 to 99.7 %, which is within
-# two points of clean CLIP, and ASR is 0.1 to 0.9 %. The restart was the default of the earlier code, because earlier
+# two points of clean CLIP. ASR is then 0.1 to 0.9 %. The restart was the default of the earlier code, because earlier
 # runs needed it. It is an option now that images grow (`book/results/reconstruction.md`).
 #
 # **Longer training readmits poison.** With 16 epochs accuracy is 99.4 %, but more planted pairs become near again. One

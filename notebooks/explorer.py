@@ -43,9 +43,9 @@ explorer = Explorer(runs, poisoned, manifest=manifest)
 # %% [markdown]
 # ## For readers without a kernel
 #
-# The next cell writes the same view as a picture for papers and slides (`.svg` and `.pdf` work too), and as one page
-# with working sliders that opens from a disk. Here the page has one pair. Without `pairs` it has six, and writing it
-# takes a few minutes.
+# The next cell writes the same view as a picture for papers and slides (`.svg` and `.pdf` work too). It also writes one
+# page with working sliders that opens from a disk. Here the page has one pair. Without `pairs` it has six, and writing
+# it takes a few minutes.
 
 # %%
 pictures = Path(out) / "figures"
