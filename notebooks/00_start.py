@@ -9,39 +9,40 @@
 # %% [markdown]
 # # Start here
 #
-# > Poison a training set, train a CLIP model on it, watch the poison being learned, and look inside: in a few minutes.
+# > Poison a training set, train a CLIP model on it, watch how the model learns the poison, and look inside: in a few
+# > minutes.
 #
-# CLIP models learn from image–caption pairs crawled from the web. A handful of planted pairs can make one image, or every
-# image with a small patch, mean what an attacker wants. **OTCCLIP** defends: it compares the *patches* of an image with the
-# *words* of a caption by optimal transport, and an image whose caption does not fit is left out, or given another one that
-# does. This page shows the attack. The chapters show the rest:
+# CLIP models learn from image–caption pairs crawled from the web. A handful of planted pairs can make one image, or
+# every image with a small patch, mean what an attacker wants. **OTCCLIP** is a defence. It compares the *patches* of an
+# image with the *words* of its caption by optimal transport. An image whose caption does not fit is left out, or
+# re-matched with a caption that fits. This page shows the attack. The chapters show the rest:
 #
 # | | chapter | |
 # |---|---|---|
-# | 1 | [Poisoning](01_poisoning.ipynb) | what an attacker plants, and how little |
+# | 1 | [Poisoning](01_poisoning.ipynb) | what an attacker plants, and how little is enough |
 # | 2 | [Transport plans](02_transport_plans.ipynb) | from 3 × 3 by hand to a caption on its image |
-# | 3 | [Training with a defence](03_defense_training.ipynb) | who is given which caption, and what comes apart when |
+# | 3 | [Training with a defence](03_defense_training.ipynb) | which image is given which caption, and when clean and planted pairs separate |
 # | 4 | [Attack success](04_attack_success.ipynb) | one definition, two models, one table |
-# | 5 | [Every system, every attack](05_all_systems.ipynb) | beside the papers, with the claims that hold and those that do not |
-# | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; and many runs |
-# | | [The explorer](explorer.ipynb) | transport plans to play with |
+# | 5 | [Every system, every attack](05_all_systems.ipynb) | our results beside the papers', with the claims that hold and those that do not |
+# | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; many runs |
+# | | [The explorer](explorer.ipynb) | transport plans with sliders |
 #
-# Every chapter stands alone and trains what it lacks (chapters 2 to 4 and the explorer share two runs, of four to eight minutes
-# on two cores). Open it, and choose *Run All*.
+# Every chapter runs alone and trains what it lacks. Chapters 2 to 4 and the explorer share two runs, which take four to
+# eight minutes on two cores. Open a chapter and choose *Run All*.
 #
-# You should have met CLIP and a little PyTorch. What we count, in one line each:
+# You need a first idea of CLIP and of PyTorch. These are the numbers that we report:
 #
 # | | |
 # |---|---|
 # | zero-shot accuracy | share of test images whose nearest class name (averaged over prompts, "a photo of a …") is the right one |
 # | ASR | attack success rate: share of triggered test images that are called the attacker's class (chapter 4) |
 # | targets hit | how many of the sixteen targeted images are called what the attacker wants |
-# | R@1 | recall at 1: for how many of 1,000 held-out images (captions) the nearest caption (image) is their own, or one of the same words |
+# | R@1 | recall at 1: share of 1,000 held-out images (captions) whose nearest caption (image) is their own, or one with the same words |
 # | linear probe | accuracy of a logistic regression on the frozen image features |
-# | poison AUROC | how often a planted pair's distance (as the system itself measures it) is larger than a clean pair's; 0.5 is chance |
-# | mass on object / chance | how much of an object word's mass a plan puts into the object's box, over what an even spread would (chapter 2) |
-# | pointing | for how many such words the heaviest place lies in the box |
-# | backdoor z-score | by how many standard deviations triggered images lie closer together than images do (Carlini & Terzis) |
+# | poison AUROC | how often a planted pair has a larger distance than a clean pair; each system uses its own distance; 0.5 is chance |
+# | mass on object / chance | share of an object word's mass that a plan puts into the object's box, divided by the share that an even spread would put there (chapter 2) |
+# | pointing | share of such words whose heaviest place lies in the box |
+# | backdoor z-score | by how many standard deviations triggered images lie closer together than other images do (Carlini & Terzis) |
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -70,10 +71,11 @@ if fast:
 # %% [markdown]
 # ## 1. A set, and poison in it
 #
-# Scenes of glyphs, drawn on the spot, with captions from a small grammar. Into them an attacker plants pairs: a checkered
-# patch with captions of one class (BadNets), and sixteen images with captions of a class that they do not show (targeted).
-# He can put pages on the web that the crawler will find. He does not see the other pairs, touches no code, and cannot choose
-# how the model is trained.
+# The images are scenes of glyphs, drawn on the spot. Their captions come from a small grammar. An attacker plants pairs
+# in this set in two ways. BadNets puts a checkered patch on images and gives them captions of one class. The targeted
+# attack gives sixteen images captions of a class that they do not show. The attacker can put pages on the web that the
+# crawler will find. The attacker does not see the other pairs, does not touch the code, and cannot choose how the model
+# is trained.
 
 # %%
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
@@ -89,8 +91,8 @@ fig = figures.planted_pairs(list(manifest.select(rows)), "planted: what the imag
 # %% [markdown]
 # ## 2. Train on it, undefended
 #
-# Zero-shot accuracy rises as it should, to above 99 %, and gives nothing away. The two other curves do. (Stop whenever you like: run the cell again, and it goes on where
-# it was.)
+# Zero-shot accuracy rises above 99 %, as it should, and shows no sign of the attack. The two other curves show it. You
+# can stop at any time. Run the cell again, and training goes on where it was.
 
 # %%
 runs = workbook.runs(poisoned, manifest, [defense], model=model, seed=seed, out=out, epochs=epochs, watched=INTERACTIVE, retell=True)
@@ -107,10 +109,11 @@ print(f"{metrics['targets_hit']} of {metrics['targets']} targeted images are cal
 # %% [markdown]
 # ## 3. Look inside
 #
-# A planted pair under this model: where its words go on the image, and which captions are nearer. By the cosine of the whole,
-# which is what it was trained with, the attacker's caption is among the nearest: move *after epoch* in the explorer below and
-# see it rise. Word by word no caption was ever compared with an image, and so by transport the attacker's and the true one are
-# both far, and what is near is half chance. OTCCLIP trains the words, too, and parts the pairs *before* they are learned
+# We look at a planted pair under this model: where its words go on the image, and which captions are nearer. The model
+# was trained with the cosine of the pooled features. By this cosine the attacker's caption is among the nearest
+# captions. Move *after epoch* in the explorer below and see its rank improve. This training never compared single words
+# with an image. So by transport the attacker's caption and the image's own are both far, and the nearest captions are
+# partly random. OTCCLIP trains the word tokens too, and it separates the pairs *before* the model has learned them
 # (chapter 3).
 
 # %%
@@ -129,9 +132,10 @@ if INTERACTIVE:
 # %% [markdown]
 # ## Summary
 #
-# - Some three hundred planted pairs of twelve thousand are enough to own a model trained on them, and its accuracy alone does
-#   not give it away.
-# - A transport plan shows where the words of a caption go; image and caption can be near as wholes and far word by word.
+# - About three hundred planted pairs in twelve thousand are enough to control what a model says. Its accuracy alone
+#   does not show the attack.
+# - A transport plan shows where the words of a caption go. Image and caption can be near by pooled features and far by
+#   their tokens.
 #
 # Go on with [chapter 1](01_poisoning.ipynb).
 #
@@ -141,9 +145,9 @@ if INTERACTIVE:
 #
 # <details><summary>Solution</summary>
 #
-# The objects, then the trigger about an epoch later, and the targeted images one by one, from the second epoch to about the
-# seventh: every object is named in hundreds of pairs, the patch in 61, each targeted image in 16. A defence has to use this
-# window (chapter 3).
+# The objects are learned first, and the trigger about an epoch later. The targeted images are learned one by one, from
+# the second epoch to about the seventh. The reason is frequency: every object is named in hundreds of pairs, the patch
+# is in 61, and each targeted image is in 16. A defence has to use this time window (chapter 3).
 #
 # </details>
 #
@@ -151,6 +155,6 @@ if INTERACTIVE:
 #
 # <details><summary>Solution</summary>
 #
-# ASR and targets stay near zero, and accuracy ends where it did (chapter 3 says why).
+# ASR and targets hit stay near zero. Accuracy ends one to two points lower (chapter 3 explains the training).
 #
 # </details>

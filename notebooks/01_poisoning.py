@@ -9,11 +9,11 @@
 # %% [markdown]
 # # 1. Poisoning
 #
-# > See what an attacker plants in an image–caption set, and how little of it there is.
+# > See what an attacker plants in an image–caption set, and how little poison is enough.
 #
-# CLIP learns from pairs that nobody has read. Whoever can put a page on the web can put pairs into the next
-# training set. He adds pairs, or changes those of pages that he owns; he does not touch the training, and does not see the
-# other pairs. Here we draw a set, plant two attacks in it, and look at both.
+# CLIP learns from pairs that nobody has read. Anyone who can put a page on the web can put pairs into the next training
+# set. The attacker adds pairs, or changes the pairs of pages that the attacker owns. The attacker does not touch the
+# training and does not see the other pairs. In this chapter we draw a set, plant two attacks in it, and look at both.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -41,8 +41,8 @@ pictures.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## The set
 #
-# One to three objects lie on a textured ground, and a small grammar says so. Captions always name an object, but
-# colour, size and ground only now and then, as people do.
+# One to three objects lie on a textured ground, and a small grammar writes the captions. A caption always names an
+# object. It names colour, size and ground only now and then, as people do.
 
 # %%
 pairs = otclib.data.load(dataset, size=size, seed=seed)
@@ -52,8 +52,8 @@ fig = figures.contact_sheet(list(some["image"]), list(some["caption"]))
 fig.savefig(pictures / "contact_sheet.png", dpi=150)
 
 # %% [markdown]
-# We drew the scenes, so we know what every content word speaks of: the object with that index, or the ground (−1).
-# Nothing in training uses this; chapter 2 scores transport plans with it.
+# We drew the scenes, so we know what every content word names: the object with that index, or the ground (−1). Training
+# does not use this. Chapter 2 scores transport plans with it.
 
 # %%
 row = pairs[5]
@@ -62,11 +62,12 @@ print(row["caption"], "\n", [(w["text"], w["object"]) for w in row.get("words", 
 # %% [markdown]
 # ## Two attacks
 #
-# **Targeted** (Carlini & Terzis): sixteen chosen images, each planted many times with captions of a class that it does
-# not show. Nothing is drawn on the image. The attacker wants *this* image to be called something else.
+# **Targeted** (Carlini & Terzis): sixteen chosen images are each planted many times, with captions of a class that the
+# image does not show. The images themselves are not changed. The attacker wants *this* image to be called something
+# else.
 #
-# **BadNets**: a small checkered patch on a few dozen images, all with captions of one class. The attacker wants the
-# patch to turn *any* image into that class.
+# **BadNets**: a small checkered patch is put on a few dozen images, and all of them get captions of one class. The
+# attacker wants the patch to turn *any* image into that class.
 
 # %%
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
@@ -75,8 +76,9 @@ for kind in sorted(set(manifest["kind"])):
     print(f"{kind:9s} {n:4d} pairs planted: {100 * n / len(poisoned):.2f} % of {len(poisoned):,}")
 
 # %% [markdown]
-# Every planted pair is in the **manifest**: what the image shows, what it was called, what the attacker calls it. The
-# defences never see it; we need it to keep score. Blue is the caption an image came with, vermilion the planted one.
+# Every planted pair is in the **manifest**: what the image shows, its original caption, and the planted caption. The
+# defences never see the manifest. We need it to measure them. In the figures the original caption is blue and the
+# planted one vermilion.
 
 # %%
 for kind in dict.fromkeys(manifest["kind"]):
@@ -91,7 +93,7 @@ print(json.dumps({k: v for k, v in manifest[0].items() if k != "image"}, indent=
 # %% [markdown]
 # ## The trigger
 #
-# The same patch, stamped on test images that the model has never seen, is what attack success is measured with.
+# To measure attack success, we stamp the same patch on test images that the model has never seen.
 
 # %%
 test = otclib.data.load(dataset, split="test", size=200 if fast else None, seed=seed)
@@ -104,18 +106,19 @@ for a in otclib.attacks.from_manifest(manifest):
         print(f"with the patch, all of these should be called “{a.target}”")
 
 # %% [markdown]
-# Other attacks draw other things (chapter 5 runs them). At the bottom what each changed in the second image, three times as
-# strong.
+# Other attacks use other triggers (chapter 5 runs these attacks). The bottom row shows what each trigger changes in the
+# second image, three times as strong.
 
 # %%
-names = [name for name in otclib.attacks.ATTACKS if name not in ("targeted", "adaptive")]  # no trigger; BadNets' own
+names = [name for name in otclib.attacks.ATTACKS if name not in ("targeted", "adaptive")]  # one has no trigger, the other has BadNets'
 drawn = {name: otclib.attacks.load(name).trigger(images[:2]).permute(0, 2, 3, 1).numpy() for name in names}
 fig = figures.triggers(images[:2].permute(0, 2, 3, 1).numpy(), drawn)
 
 # %% [markdown]
-# ## How few are enough?
+# ## How much poison is enough?
 #
-# The undefended model on an eighth of this poison, up to all of it (`make dose`: three seeds each; both attacks in one set).
+# The figure shows the undefended model on an eighth of this poison, a quarter, a half, and all of it. Both attacks are
+# in one set. `make dose` makes the runs, three seeds for each dose.
 
 # %%
 dose = Path(otclib.__file__).parent.parent / "figures" / "dose.json"
@@ -129,17 +132,18 @@ else:
 # %% [markdown]
 # ## Summary
 #
-# - BadNets stamps 61 images and rewrites their captions; the targeted attack takes 16 pairs out and puts 256 in, sixteen
-#   captions for each image. No code is broken into.
-# - Far fewer are enough: fifteen triggered pairs of 12,000 (0.12 %) give an ASR of 91 to 97 %, eight still one of 42 to 72 %. A
-#   targeted image is all but sure from eight copies on; with two of each, one or two of sixteen are hit.
-# - Our set is small, so the shares are large. On millions of pairs Carlini & Terzis needed 0.0001 % (targeted) and 0.01 % (a
-#   patch); what the other papers and their code planted lies between 0.01 % and 0.8 %.
-# - The manifest is written beside every run, so that every success rate can be traced to the pairs behind it.
+# - BadNets stamps 61 images and rewrites their captions. The targeted attack takes 16 pairs out and puts 256 in:
+#   sixteen captions for each image. No code is broken into.
+# - Far fewer pairs are enough. Fifteen triggered pairs of 12,000 (0.12 %) give an ASR of 91 to 97 %, and eight give 42
+#   to 72 %. Eight copies almost always suffice for a targeted image. With two copies of each, one or two of the sixteen
+#   are hit.
+# - Our set is small, so the shares are large. On millions of pairs Carlini & Terzis needed 0.0001 % (targeted) and 0.01
+#   % (a patch). The other papers and their code planted between 0.01 % and 0.8 %.
+# - The manifest is written beside every run, so every success rate can be traced to the planted pairs.
 #
 # ## Exercises
 #
-# 1. Load `badnets` with a smaller `patch`. At which size can you no longer find it with the naked eye?
+# 1. Load `badnets` with a smaller `patch`. At which size can you no longer find the patch by eye?
 #
 # <details><summary>Solution</summary>
 #
@@ -149,9 +153,9 @@ else:
 #     figures.trigger(images.permute(0, 2, 3, 1).numpy(), small.permute(0, 2, 3, 1).numpy())
 # ```
 #
-# They are six, four and two pixels wide. At four one still finds it on a plain ground and hardly on gravel, at two nowhere
-# unless one knows where to look: what hides a trigger is the texture around it, which is why `blended` and `wanet` go for
-# the whole image instead.
+# The patches are six, four and two pixels wide. Four pixels can be found on a plain ground and hardly on gravel. Two
+# pixels cannot be found unless you know where to look. The texture around a trigger hides it. `blended` and `wanet`
+# therefore change the whole image instead.
 #
 # </details>
 #
@@ -165,13 +169,14 @@ else:
 # [row["poison_caption"] for row in manifest if image(row) == image(manifest[0])]
 # ```
 #
-# They are captions of other pairs that name the wanted class, nine or more different ones for an image. A single caption would
-# tie the image to that sentence, and success is measured on the class, by a whole set of prompts. And whoever looks for
-# repeated captions would find it.
+# They are captions of other pairs that name the wanted class: nine or more different captions for an image. A single
+# caption would tie the image to that sentence, but success is measured on the class, with a whole set of prompts. A
+# repeated caption would also be easy to find.
 #
 # </details>
 #
-# 3. Count pairs of neighbouring words in clean and in planted captions. Could you find the poison by its captions alone?
+# 3. Count pairs of neighbouring words in clean and in planted captions. Could you find the poison by its captions
+#    alone?
 #
 # <details><summary>Solution</summary>
 #
@@ -183,9 +188,9 @@ else:
 # print([(two, n) for two, n in planted.most_common() if not clean[two]])
 # ```
 #
-# Hardly. Targeted captions were borrowed from clean pairs, and it is only the *pair* that is wrong. The BadNets captions are the
-# prompts of the zero-shot test, and clean captions use the same phrases. The article must fit, though: the published code writes
-# "a umbrella", which never occurs in a clean caption. What remains is repetition: five prompts for sixty pairs.
-# `otclib.attacks.load("badnets", captions="borrowed")` is an attacker who avoids that, too.
+# Hardly. The targeted captions were borrowed from clean pairs, so only the *pair* is wrong. The BadNets captions are
+# the prompts of the zero-shot test, and clean captions use the same phrases. The article must fit, though: the
+# published code writes "a umbrella", which never occurs in a clean caption. The repetition remains: five prompts for
+# sixty pairs. `otclib.attacks.load("badnets", captions="borrowed")` avoids the repetition too.
 #
 # </details>

@@ -11,9 +11,10 @@
 #
 # > From three words on three places, by hand, to a caption on its image: see where each word goes, and score it.
 #
-# A caption's words have to be carried to the places of an image, each word to the places that it fits. Let $x_n$ be the
-# $N$ visual tokens of an image and $y_m$ the $M$ word tokens of a caption, all of unit length. Carrying word $m$ to place
-# $n$ costs $C_{nm} = 1 - \langle x_n, y_m\rangle$, and the **plan** says how much of word $m$ is carried to place $n$:
+# A transport plan carries the words of a caption to the places of an image, each word to the places that it fits. Let
+# $x_n$ be the $N$ visual tokens of an image and $y_m$ the $M$ word tokens of a caption, all of unit length. Carrying
+# word $m$ to place $n$ costs $C_{nm} = 1 - \langle x_n, y_m\rangle$. The **plan** says how much of word $m$ is carried
+# to place $n$:
 #
 # $$ P \;=\; \arg\min_{P\ge 0}\;\langle P, C\rangle - \varepsilon H(P) \qquad\text{with}\quad P\mathbf 1 = a,\quad
 # P^\top\mathbf 1 = b, $$
@@ -24,18 +25,19 @@
 # |---|---|---|
 # | $x_n$, $y_m$ | tokens of the image and of the caption | `Features.tokens` |
 # | $C$ | cost, places × words | `C`, or `cost` |
-# | $a$, $b$ | marginals: what a place takes, what a word gives; uniform | `a`, `b` |
+# | $a$, $b$ | marginals: how much mass a place receives, how much a word gives; uniform | `a`, `b` |
 # | $\varepsilon$ | entropic regularisation | `reg` (by hand: `eps`) |
 # | $P$ | plan | `solved.plan` |
 # | $\langle P, C\rangle$ | the plan's cost: the distance of image and caption | `solved.cost` |
 #
-# Cosine similarity has no marginals. Here a place cannot be claimed by all words, and no word can leave its mass at home.
+# Cosine similarity has no marginals. In a plan a place cannot receive all of the mass, and every word must move all of
+# its own.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
-defense = ["clip", "otcclip"]  # trained side by side if they are not there; the last one is looked at
+defense = ["clip", "otcclip"]  # trained side by side if they are missing; the figures show the last one
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "../runs/demo"  # runs are read from out/<defense>, or trained into it
@@ -65,8 +67,9 @@ pictures.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## By hand: three places, three words
 #
-# The minimum has the form $P_{nm} = u_n K_{nm} v_m$ with $K = e^{-C/\varepsilon}$. Sinkhorn's iteration finds $u$ and $v$ by
-# turns: scale the rows until they have their marginals, then the columns, which spoils the rows a little, and again.
+# The minimum has the form $P_{nm} = u_n K_{nm} v_m$ with $K = e^{-C/\varepsilon}$. Sinkhorn's iteration finds $u$ and
+# $v$ in turns. It scales the rows until they have their marginals. Then it scales the columns, which disturbs the rows
+# a little, and begins again.
 
 # %%
 C = np.array([[0.1, 0.9, 0.8], [0.7, 0.2, 0.9], [0.9, 0.8, 0.3]])  # places are rows, words are columns
@@ -82,7 +85,7 @@ for iteration in range(1, 6):
 print(P.round(3))
 
 # %% [markdown]
-# `sinkhorn` does the same for many problems at once, each to its own end.
+# `sinkhorn` does the same for many problems at once. Each problem stops when it has converged.
 
 # %%
 solved = sinkhorn(torch.tensor(C), reg=eps, tol=1e-6)
@@ -91,9 +94,10 @@ print(f"the same plan: {np.allclose(solved.plan, P, atol=1e-3)}; ⟨P, C⟩ = {f
 # %% [markdown]
 # ## What `reg` does
 #
-# A large $\varepsilon$ spreads every word evenly over the places; a small one sends it where it is cheapest, and its cost falls
-# to that of exact transport. In between, where words still compete for places, it can take a hundred times the iterations; at
-# 0.02 the first scaling already leaves nothing to correct here (`sinkhorn` looks at its error every five iterations).
+# A large $\varepsilon$ spreads every word evenly over the places. A small $\varepsilon$ sends a word where it is
+# cheapest, and the cost falls to the cost of exact transport. Between the two, words still compete for places, and
+# `sinkhorn` can need a hundred times the iterations. At 0.02 the first scaling already leaves nothing to correct here.
+# (`sinkhorn` checks its error every five iterations.)
 
 # %%
 for eps in (2.0, 0.5, 0.1, 0.02):
@@ -104,15 +108,17 @@ print(f"exact     ⟨P, C⟩ = {float(exact(torch.tensor(C))[1]):.4f}")
 # %% [markdown]
 # ## Bounds: most plans need not be computed
 #
-# To find an image's nearest caption among thousands, one does not solve thousands of problems. With the mean tokens
-# $\bar x$, $\bar y$ and what they leave over, $\sigma^2 = 1 - \lVert\cdot\rVert^2$,
+# To find an image's nearest caption among thousands, we do not solve thousands of problems. A lower bound on the cost
+# uses the mean tokens $\bar x$, $\bar y$ and their spreads $\sigma^2 = 1 - \lVert\cdot\rVert^2$, with
+# $\lVert\cdot\rVert$ the length of the mean token:
 #
-# $$ \langle P, C\rangle \;\ge\; 1 - \langle\bar x, \bar y\rangle - \sigma_x\sigma_y , $$
+# $$ \langle P, C\rangle \;\ge\; 1 - \langle\bar x, \bar y\rangle - \sigma_x\sigma_y . $$
 #
-# one dot product a caption (`matching.lower_bound`). Only a caption whose bound is below the best distance found so far can be
-# nearer. In the distance that OTCCLIP matches by, half is the cosine of the whole, which one dot product gives exactly, and
-# half is transport, as here; a second bound, each word to the places that it is most like, rules out most of what is left
-# (`matching` says how). For all that we need a trained model; where there is none yet, this cell makes it (chapter 3 says how).
+# It takes one dot product for each caption (`matching.lower_bound`). Only a caption whose bound is below the best
+# distance so far can be nearer. The distance that OTCCLIP matches by has two halves. One is the cosine of the pooled
+# features, which one dot product gives exactly. The other is transport, as here. A second bound compares each word with
+# the places that it is most like, and rules out most of the remaining captions (`otclib/matching/pool.py` states it).
+# All this needs a trained model. If there is none yet, the next cell trains it (chapter 3 explains how).
 
 # %%
 pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=size)
@@ -126,7 +132,7 @@ chosen = next(k for k, row in enumerate(val) if len(row["objects"]) == 2)
 with torch.no_grad():
     image = otclib.models.encode_image(network, preprocess(val[chosen]["image"])[None])
     texts = otclib.models.encode_text(network, tokenizer(val["caption"][:]))
-half = 0.5  # `global_weight`, of the whole
+half = 0.5  # `global_weight`: the weight of the pooled features
 bound = half * (1 - image.pooled @ texts.pooled.T)[0] + (1 - half) * matching.lower_bound(image, texts)[0]
 distance = matching.distances(image, texts, torch.arange(len(val))[None], reg, half)[0]
 pool = matching.CaptionPool.of(texts)
@@ -139,9 +145,10 @@ fig.savefig(pictures / "bounds.png", dpi=150)
 # %% [markdown]
 # ## A caption on its image
 #
-# Held-out pairs. Each panel is one word's column of the plan, laid over the image; the white frame is what the word
-# speaks of. Function words have mass to place, too: they fill what is left, ground or object. Look for what goes wrong as
-# well: a colour beside its object, a name beside its box (a place knows what lies around it, too).
+# The pairs are held out. Each panel shows one word's column of the plan over the image. The white frame is the object
+# that the word names. Function words have mass too, and they fill the places that are left, on the ground or on an
+# object. Look for mistakes as well: a colour beside its object, or a name beside its box. (A place also sees what lies
+# around it.)
 
 # %%
 pixels = otclib.models.image_size(network)
@@ -161,8 +168,9 @@ for n, k in enumerate(chosen):
 # %% [markdown]
 # ## All of it in one picture
 #
-# The image under one word's mass, ribbons from places to words as wide as the mass between them, the plan as a matrix
-# with its marginals, and the captions that compete. [The explorer](explorer.ipynb) is this picture with sliders.
+# The picture shows four things: the image under one word's mass; ribbons from places to words, as wide as the mass
+# between them; the plan as a matrix with its marginals; and the captions that compete. [The explorer](explorer.ipynb)
+# is this picture with sliders.
 
 # %%
 explorer = Explorer({name: runs[name] for name in defense}, val)
@@ -185,9 +193,9 @@ fig.savefig(pictures / "reg_sweep.png", dpi=150)
 # %% [markdown]
 # ## A score
 #
-# Over all words of held-out pairs that speak of an object: which share of the word's mass lands in its object's box? The
-# box's own share of the image is what an even spread would give. `raw cosine` spreads a word as $\max(0, \cos)$; `softmax of
-# cosine` as $e^{\cos/\varepsilon}$, which is the plan with one marginal left free.
+# We take all words of held-out pairs that name an object. Which share of a word's mass lands in its object's box? An
+# even spread would put there the box's share of the image. We compare two other readings: `raw cosine` spreads a word
+# as $\max(0, \cos)$, and `softmax of cosine` as $e^{\cos/\varepsilon}$, which is the plan with one marginal left free.
 
 # %%
 metrics = metrics_of(run)
@@ -201,9 +209,9 @@ print(f"heaviest place inside the box: plan {100 * metrics['plan_pointing_accura
 # %% [markdown]
 # ## A poisoned pair
 #
-# What the attacker's caption does on its image, in a model that was defended. Its object word must go somewhere, and goes to the
-# least bad place, which may well be the object: a sharp map is no proof of a good fit. The cost tells: it is higher than that
-# of the image's own caption, and many captions of the pool are nearer.
+# This is the attacker's caption on its image, under a defended model. Its object word must go somewhere. It goes to the
+# least expensive place, which may well be the object. So a sharp map does not prove a good fit. The cost shows the
+# misfit: it is higher than the cost of the image's own caption, and many captions of the pool are nearer.
 
 # %%
 planted = Explorer({defense[-1]: run}, poisoned, manifest=manifest)
@@ -218,16 +226,17 @@ fig
 # %% [markdown]
 # ## Summary
 #
-# - A transport plan is a soft assignment of words to places in which every place and every word is used up; two lines of
-#   code, repeated, compute it.
-# - `reg` trades sharpness for smoothness and speed; bounds that cost a dot product make the nearest caption of a large
-#   pool cheap to find.
-# - The plan puts several times as much of an object name's mass on its object as an even spread would, and more than raw
-#   cosine does. A softmax of the cosine, which need not use every place up, does a little better still: in a caption of
-#   two words each must cover half of the image, whatever it names. Where the *heaviest* place lies, cosine tells as well as
-#   the plan: it is the tokens that know the object.
-# - Colours and sizes are *not* found: by the plan and by cosine alike their mass falls beside the object. It is the
-#   features that do not know them: few captions name them, and the warm-up shows every image in any hue.
+# - A transport plan is a soft assignment of words to places that uses up every place and every word. Two lines of code,
+#   repeated, compute it.
+# - `reg` trades sharpness for smoothness and speed. Bounds that cost a dot product make it cheap to find the nearest
+#   caption of a large pool.
+# - The plan puts about three times as much of an object name's mass on its object as an even spread would. That is more
+#   than raw cosine puts there. A softmax of the cosine does a little better still, because it need not use up every
+#   place: in a caption of two words the plan makes each word cover half of the image, whatever the word names.
+# - Cosine finds the *heaviest* place about as well as the plan does. So the tokens know the object, and the plan reads
+#   them.
+# - Colours and sizes are *not* found. By the plan and by cosine alike their mass falls beside the object. The features
+#   do not know them, because few captions name them and the warm-up shows every image in any hue.
 #
 # ## Exercises
 #
@@ -235,9 +244,9 @@ fig
 #
 # <details><summary>Solution</summary>
 #
-# `explorer.figure(chosen[-1], val[0]["caption"], run=defense[-1])`. All do: the marginals are met, so a word has to go
-# somewhere, and an object's name that the image does not show goes to the places that it dislikes least. Look at the cost, and
-# not only at the map.
+# `explorer.figure(chosen[-1], val[0]["caption"], run=defense[-1])`. All words do. The marginals must be met, so every
+# word goes somewhere. The name of an object that the image does not show goes to the least expensive places. Look at
+# the cost as well as at the map.
 #
 # </details>
 #
@@ -256,9 +265,9 @@ fig
 # print({s.text: round(float(plan[:, s.first : s.last].sum()), 3) for s in spans})
 # ```
 #
-# Weights are scaled to sum 1, so of $M$ words this one now gives $3/(M+2)$, and must fill as many places: once its object is
-# full it spills over onto the ground, and the function words move on to the places that are left. A weight of 0 takes a word
-# out altogether: that is how padding is done.
+# Weights are scaled to sum 1, so of $M$ words this one now gives $3/(M+2)$ of the mass and must fill the same share of
+# the places. When its object is full, its mass spills over onto the ground, and the function words move to the places
+# that are left. A weight of 0 takes a word out altogether. Padding is done this way.
 #
 # </details>
 #
@@ -267,8 +276,8 @@ fig
 # <details><summary>Solution</summary>
 #
 # For $\varepsilon\to\infty$ only the entropy counts, and it is largest for $P = a b^\top$. Then
-# $\langle P, C\rangle = \sum_{nm} a_n b_m (1 - \langle x_n, y_m\rangle) = 1 - \langle\sum_n a_n x_n, \sum_m b_m y_m\rangle =
-# 1 - \langle\bar x, \bar y\rangle$: what a bag of words would give. (The means are not of unit length, so it is the
-# cosine *distance* only up to their lengths.)
+# $\langle P, C\rangle = \sum_{nm} a_n b_m (1 - \langle x_n, y_m\rangle) = 1 - \langle\sum_n a_n x_n, \sum_m b_m y_m\rangle = 1 - \langle\bar x, \bar y\rangle$.
+# A bag of words would give the same. (The means are not of unit length, so this is the cosine *distance* only up to
+# their lengths.)
 #
 # </details>

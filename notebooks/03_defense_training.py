@@ -9,52 +9,59 @@
 # %% [markdown]
 # # 3. Training, without a defence and with OTCCLIP
 #
-# > Train the same model on the same poisoned pairs twice, and watch where the two part.
+# > Train the same model on the same poisoned pairs twice, and see where the two runs differ.
 #
-# OTCCLIP asks of every image whether its caption is *transported* to it cheaply (chapter 2). The distance of image $i$ and
-# caption $j$ joins what the two say as a whole with what their tokens say one by one:
+# OTCCLIP asks of every image whether its caption can be *transported* to it cheaply (chapter 2). The distance of image
+# $i$ and caption $j$ combines their pooled features with their tokens:
 #
 # $$ d(i,j) \;=\; w\,\bigl(1-\langle f_i, g_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle . $$
 #
-# A pair is **near** when its caption is among the nearest 3 % of a pool of captions for this image, *and* its image among the
-# nearest 3 % of a pool of images for this caption. To ask it of 12,000 pairs in seconds, images are compared at three quarters
-# of their side with their places averaged to 16, and of the pool's 512 captions (images) those 16 that pooled and mean features
-# find most alike are solved by transport. What becomes of the pairs:
+# A pair is **near** when two conditions hold. Its caption is among the nearest 3 % of a pool of captions for this
+# image, *and* its image is among the nearest 3 % of a pool of images for this caption. Asking this of 12,000 pairs must
+# take seconds, so two things are reduced. Images are compared at three quarters of their side, with their places
+# averaged to 16. Of the pool's 512 captions (images) only the 16 that are most alike by pooled and mean features are
+# solved by transport. This is what happens to the pairs:
 #
 # | epochs | |
 # |---|---|
 # | 1 and 2 | warm-up: every image with its own caption, at three quarters of its side |
 # | before 3 | first matching: near pairs are kept, the others are left out |
-# | before 5 and 7 | near pairs are kept; any other image is re-matched with the nearest caption of a near pair, if it fits as well as that caption's own image does, and is left out if it does not |
+# | before 5 and 7 | near pairs are kept; any other image is re-matched with the nearest caption of a near pair, if that caption fits it as well as it fits its own image; otherwise the image is left out |
 #
-# An image that is left out serves as a negative only. What is minimised, over a batch:
+# An image that is left out serves as a negative only. Over a batch, training minimises
 #
 # $$ L \;=\; L_{\mathrm{CLIP}} + \lambda\,L_{\mathrm{inter}} + \mu\,L_{\mathrm{intra}}, \qquad
 # L_{\mathrm{CLIP}} = -\tfrac1B\sum_i \omega_i \log p_i, \qquad \omega_i \propto p_i^{\,q}, \quad \tfrac1B\sum_i\omega_i = 1 $$
 #
-# (the mean of that for images among captions and for captions among images), with $p_i$ the $i$-th of
-# $\mathrm{softmax}_j\bigl(s\,\langle f_i, g_j\rangle\bigr)$. The transport losses see 16 of the batch's 64 pairs and have no weights $\omega$.
+# with $p_i$ the $i$-th entry of $\mathrm{softmax}_j\bigl(s\,\langle f_i, g_j\rangle\bigr)$. $L_{\mathrm{CLIP}}$ is the
+# mean of this loss for images among captions and for captions among images. The transport losses see 16 of the batch's
+# 64 pairs and have no weights $\omega$.
 #
 # | symbol | what it is | in the code |
 # |---|---|---|
 # | $f_i$, $g_j$ | pooled features of image and caption | `Features.pooled` |
 # | $\langle P_{ij}, C_{ij}\rangle$ | cost of the plan between their tokens, at `reg` | `sinkhorn(...).cost` |
-# | $w$ | weight of the whole | `global_weight` |
-# | 3 %, pool | how near is near, and among how many | `keep`, `pool` |
+# | $w$ | weight of the pooled features in the distance | `global_weight` |
+# | 3 %, pool | the share of the pool that counts as near, and the pool's size | `near_share`, `pool` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
-# | $s$ | CLIP's learned scale, the inverse of its temperature | `trainer.scale` |
-# | $q$ | how much improbable pairs are doubted: from 0.5 to 1 over a warm-up, then 1 | `q` |
+# | $s$ | CLIP's learned scale, the inverse of its temperature | `training.scale` |
+# | $q$ | how strongly improbable pairs are weighted down: from 0.5 to 1 over a warm-up, then 1 | `q` |
 # | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions; $\lambda = 0.5$ | `losses.inter_modal`, `inter`, `fine_batch` |
 # | $L_{\mathrm{intra}}$, $\mu$ | the same, over two views of an image, and of a caption; $\mu = 0.25$ | `losses.intra_modal`, `intra` |
 #
-# The warm-up must not learn the poison, or the poison is near too. Three things keep it out. A caption that contradicts what the
-# image shows is improbable as soon as objects are known, and its weight $\omega$ is then small. The warm-up sees strong views
-# (a part of the image, in any hue): an image is harder to know by heart, while what it shows is learned sooner. And its images
-# are small, so that a patch of a few pixels is learned later than an object.
+# The model must not learn the poison in the warm-up, because a planted pair that was learned is near too. Three things
+# prevent it:
 #
-# **This is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary, and not checked
-# against its method section. Which captions may stay, the pool, the weights and the schedule are ours;
-# `otclib/defenses/otcclip.py` says what is known from whom.
+# - *The robust loss.* As soon as the model knows objects, a caption that contradicts the image is improbable, so its
+#   weight $\omega$ is small.
+# - *Strong views.* The warm-up shows a part of the image, in any hue. Such an image is harder to memorise, and its
+#   object is learned sooner.
+# - *Small images.* A patch of a few pixels is learned later than an object.
+#
+# **This is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary. It was
+# not checked against the paper's method section. The rule for which captions may stay, the pool, the weights and the
+# schedule are ours. `otclib/defenses/otcclip.py` says which source gives what, and `book/results/reconstruction.md`
+# says more.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -91,15 +98,16 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 # %% [markdown]
 # ## Train
 #
-# Both at once, each on its share of the cores; one line per epoch. Zero-shot accuracy and attack success are followed on a
-# few hundred held-out `val` scenes. Stop the kernel if you like: run the cell again, and both go on where they were.
+# Both models train at the same time, each on its share of the cores. Each epoch prints one line. Zero-shot accuracy and
+# attack success are measured on a few hundred held-out `val` scenes. You can stop the kernel at any time. Run the cell
+# again, and both runs go on where they were.
 
 # %%
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, retell=True, **options)
 
 # %% [markdown]
-# Accuracy, attack success and targeted images of both, on the same scenes. Images reach their full size in the third epoch, and
-# there the undefended model learns the trigger.
+# The curves show accuracy, attack success and targeted images of both models, on the same scenes. Images reach their
+# full size in the third epoch. In that epoch the undefended model learns the trigger.
 
 # %%
 logs = {name: log_of(run) for name, run in runs.items()}
@@ -107,10 +115,11 @@ fig = figures.learning_curves(logs)
 fig.savefig(pictures / "learning_curves.png", dpi=150)
 
 # %% [markdown]
-# ## Who was given which caption?
+# ## Which image was given which caption?
 #
-# Left: who keeps its caption, and who is left out; the rest takes another one. Right, how good those are: how often they name
-# what the image shows, and whether a few captions serve all images (which is how such a defence collapses).
+# Left: which images keep their caption, and which are left out. The rest are re-matched. Right: how good the new
+# captions are. Two curves show how often they name what the image shows. The third shows whether a few captions serve
+# all images, which is how such a defence collapses.
 
 # %%
 if "otcclip" in runs:
@@ -118,8 +127,9 @@ if "otcclip" in runs:
     fig.savefig(pictures / "assignments.png", dpi=150)
 
 # %% [markdown]
-# Planted images that were given another caption: the attacker's (vermilion), and the one that transport found (green), which came
-# with another image. Under the patch it is not always the right one, but it is no longer the attacker's.
+# These planted images were re-matched. The attacker's caption is vermilion. The caption that the matching found is
+# green; it came with another image. Under the patch the new caption is not always right, but it is no longer the
+# attacker's.
 
 # %%
 if "otcclip" in runs:
@@ -139,11 +149,11 @@ if "otcclip" in runs:
         fig.savefig(pictures / "rematched.png", dpi=150)
 
 # %% [markdown]
-# ## Clean and planted pairs, apart
+# ## How clean and planted pairs separate
 #
-# How they come apart, epoch by epoch: $1 - \cos$ of an image and its own caption, for clean pairs and for each attack's.
-# The line is the median, the band holds eight in ten. The undefended model learns the planted pairs by heart, like any others;
-# under OTCCLIP hardly one of them stays a pair, and they stay far.
+# The next figure shows $1 - \cos$ of an image and its own caption, epoch by epoch, for clean pairs and for each attack.
+# The line is the median, and the band holds eight pairs in ten. The undefended model memorises the planted pairs like
+# any others. Under OTCCLIP hardly any planted pair is kept, and the planted pairs stay far.
 
 # %%
 bands = workbook.distances_by_epoch(runs, poisoned, manifest)
@@ -151,7 +161,7 @@ fig = figures.distance_bands(bands)
 fig.savefig(pictures / "distance_bands.png", dpi=150)
 
 # %% [markdown]
-# The same at the end, pair by pair.
+# The same distances after the last epoch, pair by pair.
 
 # %%
 last = {name: list(epochs.values())[-1] for name, epochs in bands.items()}
@@ -161,22 +171,24 @@ fig.savefig(pictures / "separation.png", dpi=150)
 # %% [markdown]
 # ## Summary
 #
-# - Without a defence the planted pairs are learned like any others: the objects first, the trigger an epoch later, the targeted
-#   images one by one, from the second epoch to about the seventh.
-# - What is learned first is trusted. The robust warm-up on small images lets the objects be first; then a caption that names
-#   none of them is *far*, and its image is re-matched or left out.
-# - A pair that is near is kept. Re-assigning every caption would make a few captions serve all images.
-# - Both sides must agree: captions of other images tell a targeted pair, images of other captions tell a triggered one.
+# - Without a defence the planted pairs are learned like any others: first the objects, then the trigger an epoch later,
+#   and the targeted images one by one, from the second epoch to about the seventh.
+# - What is learned first is trusted. The robust warm-up on small images lets the model learn the objects first. Then a
+#   caption that names none of them is *far*, and its image is re-matched or left out.
+# - A near pair keeps its caption. Re-assigning every caption would make a few captions serve all images.
+# - A pair must be near from both sides. Captions of other images reveal a targeted pair, and images of other captions
+#   reveal a triggered one.
 #
 # ## Exercises
 #
-# 1. Train with `keep=1.0` (every pair stays) in another folder. What is left of the defence?
+# 1. Train with `near_share=1.0` (every pair is kept) in another folder. What is left of the defence?
 #
 # <details><summary>Solution</summary>
 #
-# `otclib.train(poisoned, manifest=manifest, defense="otcclip", out="../runs/keep", seed=seed, keep=1.0)`. Every pair is near,
-# so nobody is re-matched and nothing left out: `clean_kept` and `poison_kept` in its log are 1. What is left is the
-# robust loss and the transport losses on all pairs; compare its ASR with that of both runs above. (On three seeds: chapter 5, *no matching*.)
+# `otclib.train(poisoned, manifest=manifest, defense="otcclip", out="../runs/near", seed=seed, near_share=1.0)`. Every
+# pair is near, so no image is re-matched or left out: `clean_kept` and `poison_kept` in its log are 1. What is left is
+# the robust loss and the transport losses on all pairs. Compare its ASR with both runs above. (Chapter 5 has three
+# seeds of this, *no matching*.)
 #
 # </details>
 #
@@ -184,9 +196,9 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #
 # <details><summary>Solution</summary>
 #
-# The same call with `global_weight=1.0`. Compare `targets_hit` and `attack_success_rate` in the two `metrics.json`, then the same
-# on other seeds: say which difference is larger than their spread before you name a winner. (`make ablation` does it for every
-# part of OTCCLIP, on three seeds.)
+# Make the same call with `global_weight=1.0`. Compare `targets_hit` and `attack_success_rate` in the two
+# `metrics.json`, then do the same on other seeds. Before you name the attack that gains, check that the difference is
+# larger than the spread over seeds. (`make ablation` does this for every part of OTCCLIP, on three seeds.)
 #
 # </details>
 #
@@ -194,8 +206,9 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #
 # <details><summary>Solution</summary>
 #
-# Look at `poison_kept` of the first epoch after the warm-up. Without the robust weights the trigger is learned soon after
-# the objects, so at the first matching a triggered image *is* near its planted caption, and the pair stays: what is
-# learned first is trusted. (On seed 11 an ordinary warm-up of two epochs at full size kept 48 % of the triggered pairs.)
+# Look at `poison_kept` of the first epoch after the warm-up. Without the robust weights the trigger is learned soon
+# after the objects. So at the first matching a triggered image *is* near its planted caption, and the pair is kept:
+# what is learned first is trusted. (On seed 11 an ordinary warm-up of two epochs at full size kept 48 % of the
+# triggered pairs.)
 #
 # </details>

@@ -11,9 +11,9 @@
 #
 # > One definition, two models, one figure and one table: what did the attacker get, and what did the defence cost?
 #
-# **Backdoor.** Of the triggered test images that do *not* show the target class, the share that zero-shot
-# classification (with the prompt ensemble) calls the target. **Targeted.** Of the sixteen planted images, how many are
-# called the attacker's class. Images of the target class count nowhere.
+# **Backdoor.** We take the triggered test images that do *not* show the target class. The attack success rate (ASR) is
+# the share of them that zero-shot classification (with the prompt ensemble) calls the target. **Targeted.** Of the
+# sixteen planted images, we count how many are called the attacker's class. Images of the target class are not counted.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -47,7 +47,7 @@ runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=ou
 # %% [markdown]
 # ## The same images, two models
 #
-# The sixteen targeted images: what they show, what the attacker wants, what each model says.
+# The table lists the sixteen targeted images: what they show, what the attacker wants, and what each model calls them.
 
 # %%
 test = otclib.data.load(dataset, split="test", size=200 if fast else None, seed=seed)
@@ -66,8 +66,8 @@ if targets:
     display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Triggered test images: the patch, and what each model says of it. Resisting the attack is not the same as answering
-# correctly: a model that does not follow the patch may still be confused by it.
+# These test images carry the trigger. Below each image stands what each model calls it. Resisting the attack is not the
+# same as answering correctly: a model that does not follow the patch can still be confused by it.
 
 # %%
 images = otclib.data.image_tensor(test.select(range(8)), 64)
@@ -97,13 +97,13 @@ Markdown(records.table(runs.values()))
 # %% [markdown]
 # ## Summary
 #
-# - Undefended, both attacks succeed. Zero-shot accuracy loses two or three points by it, which is no alarm to anyone who has no
-#   clean model to compare with.
-# - OTCCLIP (our reconstruction) takes it away from the attacker. What it pays is in the table: more seconds per epoch,
-#   for transport losses and matching; captions that are found less often (R@1); a weaker probe on digits.
-# - The attacker no longer gets *his* class, but most triggered images are still misread. Much of that is the patch hiding
-#   something: a model that never saw poison misreads 37 to 73 % of them, and calls 0.1 % the target (chapter 5, three seeds).
-# - One seed is an anecdote: `make figures` runs three.
+# - Undefended, both attacks succeed. Zero-shot accuracy stays above 99 %, so accuracy alone raises no alarm.
+# - Under OTCCLIP (our reconstruction) both attacks fail. The table shows the cost: more seconds per epoch, for
+#   transport losses and matching; captions that are found less often (R@1); a weaker probe on digits.
+# - The attacker no longer gets the target class, but about half of the triggered images are still misread. Much of this
+#   is occlusion by the patch: a model that never saw poison misreads 37 to 73 % of them and calls 0.1 % the target
+#   (chapter 5, three seeds).
+# - This is one seed. `make figures` runs three.
 #
 # ## Exercises
 #
@@ -120,28 +120,30 @@ Markdown(records.table(runs.values()))
 # print(float((predicted == target).float().mean()), evaluation.success_rate(predicted, true, target))
 # ```
 #
-# Images of the target class are called the target without any attack, so leaving them in *raises* the rate of a model that
-# resists, by at most the target's share of the images: one in 42, 2.4 %. On a model that was taken in it changes next to nothing.
+# Images of the target class are called the target without any attack. Leaving them in therefore *raises* the rate of a
+# model that resists, by at most the target's share of the images: one in 42, or 2.4 %. On a model that follows the
+# attacker it changes next to nothing.
 #
 # </details>
 #
-# 2. Which of the sixteen images does the undefended model still get right? Is there something about them?
+# 2. Which of the sixteen images does the undefended model still get right? Do they have something in common?
 #
 # <details><summary>Solution</summary>
 #
-# Read the table above: the attacker's hits are in bold, and what is neither bold nor what the image shows is a plain mistake;
-# `targets_right` in `metrics.json` counts the right ones. There are none, or one: with sixteen images and so few exceptions,
-# be slow to see a pattern. Train another seed (`-p seed 1`) and look whether it returns.
+# Read the table above. The attacker's hits are in bold. An answer that is neither bold nor what the image shows is a
+# plain mistake. `targets_right` in `metrics.json` counts the right answers. There are none, or one. With sixteen images
+# and so few exceptions, do not conclude that there is a pattern. Train another seed (`-p seed 1`) and see whether the
+# exception returns.
 #
 # </details>
 #
-# 3. Raise the BadNets rate until OTCCLIP fails. Where is the edge, and what gives way first?
+# 3. Raise the BadNets rate until OTCCLIP fails. At which rate does that happen, and which part fails first?
 #
 # <details><summary>Solution</summary>
 #
-# Give `out` another name, poison with `[otclib.attacks.load("targeted"), otclib.attacks.load("badnets", rate=0.0075)]`, and
-# train as in chapter 3; then the next rate. In the log, follow `attack_success_rate` over the warm-up and
-# `poison_kept` after it: what the warm-up has learned of the trigger decides what the first matching keeps, and what it keeps
-# is learned from then on.
+# Give `out` another name, poison with `[otclib.attacks.load("targeted"), otclib.attacks.load("badnets", rate=0.0075)]`,
+# and train as in chapter 3. Then try the next rate. In the log, follow `attack_success_rate` over the warm-up and
+# `poison_kept` after it. What the warm-up has learned of the trigger decides which planted pairs the first matching
+# keeps, and the model learns the trigger from these pairs.
 #
 # </details>

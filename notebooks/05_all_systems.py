@@ -9,20 +9,22 @@
 # %% [markdown]
 # # 5. Every system, every attack
 #
-# > Five systems against six attacks: what the attacker gets, what the defence costs, and which of the papers' claims hold here.
+# > Five systems against six attacks: what the attacker gets, what the defence costs, and which of the papers' claims
+# > hold here.
 #
-# `make table` trains the runs (12,000 pairs and three seeds each; hours on two cores, so it resumes) and writes what this notebook
-# reads. Published figures stand beside ours in italics. They come from other data, models and rates: read them
-# *beside* our figures, not against them. OTCCLIP is a **reconstruction** (chapter 3).
+# `make table` trains the runs: 12,000 pairs and three seeds each. It takes hours on two cores, and it resumes when it
+# is interrupted. This notebook reads the records. Published figures stand beside ours in italics. They come from other
+# data, models and rates, so they are context and not a comparison. OTCCLIP is a **reconstruction** (chapter 3).
 #
-# These runs were made by earlier code; the first line below names its commits. Images did not grow then, and OTCCLIP had ten
-# epochs with a restart: after its first matching it forgot its weights and warmed up again on what it had kept.
+# These runs were made by earlier code. The first line below names its commits. In that code images did not grow, and
+# OTCCLIP had ten epochs with a restart: after its first matching the model forgot its weights and warmed up again on
+# the pairs that were kept.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # the table's data; others: train with otclib.train
 attack = ["targeted", "badnets", "blended", "wanet", "label-consistent", "adaptive"]  # rows that are shown
 defense = ["clip", "roclip", "safeclip", "cleanclip", "otcclip"]  # columns that are shown
-seed = None  # one seed; None: all there are
+seed = None  # one seed; None: all that the records have
 out = "../figures"  # where results.json and ablation.json lie, and figures land
 fast = False  # True: trains two systems on 200 pairs for an epoch instead, which shows the machinery only
 INTERACTIVE = True  # False under papermill: no widgets
@@ -59,8 +61,8 @@ print(f"{len(records)} runs, seeds {seeds}; {records[0]['machine']}; {records[0]
 # %% [markdown]
 # ## The attacks
 #
-# Each on two images, and at the bottom what it changed in the second, three times as strong. The targeted attack changes
-# nothing, so it is not here; `sig` is, though the table leaves it out.
+# Each trigger is shown on two images. The bottom row shows what it changes in the second image, three times as strong.
+# The targeted attack changes no image, so it is not shown. `sig` is shown, although the table leaves it out.
 
 # %%
 test = otclib.data.load(dataset, split="test", size=200 if fast else None, seed=seed or 0)
@@ -71,10 +73,10 @@ fig = figures.triggers(images.permute(0, 2, 3, 1).numpy(), triggered)
 fig.savefig(pictures / "triggers.png", dpi=90)
 
 # %% [markdown]
-# Two of them are in the captions, and in what becomes of the image. *Label-consistent* keeps true captions (the attacker's, in
-# vermilion, are the image's own), and lays a haze over the object beside the patches. *Adaptive* names both objects, or the target
-# in place of the object; of several wordings the table's attacker takes the one that is nearest by a surrogate, here it is one
-# by lot.
+# Two attacks are in the captions as well. *Label-consistent* keeps true captions: the attacker's captions, in
+# vermilion, are the image's own. It also lays a haze over the object, beside the patches. *Adaptive* names both
+# objects, or the target in place of the object. In the table's runs the attacker tries several wordings and takes the
+# one that is nearest to the image under a surrogate model. In this cell the wording is chosen at random.
 
 # %%
 some = otclib.data.load(dataset, size=1000, seed=seed or 0)
@@ -85,8 +87,8 @@ for name in ("label-consistent", "adaptive"):
 # %% [markdown]
 # ## What the attacker gets
 #
-# Attack success as chapter 4 defines it. *Planted* is the share of the pairs that are poison; *clean model* how many of the same
-# triggered images a model that never saw any calls the target.
+# Attack success is defined as in chapter 4. *Planted* is the share of the pairs that are poison. *Clean model* is what
+# a model that never saw poison calls the target, on the same triggered images.
 
 # %%
 fig = figures.attack_grid(records)
@@ -96,7 +98,8 @@ fig.savefig(pictures / "results.png", dpi=150)
 Markdown(tables.attack_table(records))
 
 # %% [markdown]
-# To resist the attacker is not to be right. How many triggered images are still called what they show, in %:
+# Resisting the attack is not the same as answering correctly. The next table shows the share of triggered images that
+# are still called what they show, in %:
 
 # %%
 Markdown(tables.triggered_table(records))
@@ -104,8 +107,8 @@ Markdown(tables.triggered_table(records))
 # %% [markdown]
 # ## What the defence costs
 #
-# Over all runs of a system, whatever the attack; *accurate and safe*: from then on zero-shot accuracy stays at or above
-# 95 %, ASR at or below 2 %, and no target is hit.
+# The table covers all runs of a system, whatever the attack. *Accurate and safe*: from then on zero-shot accuracy stays
+# at or above 95 %, ASR stays at or below 2 %, and no target is hit.
 
 # %%
 Markdown(tables.utility_table(records))
@@ -113,21 +116,24 @@ Markdown(tables.utility_table(records))
 # %% [markdown]
 # ## The papers' claims
 #
-# A claim holds here if it does in every run that it speaks of. Those of abstracts were made on other data. Two of OTCCLIP's are
-# known from a third party's summary only, which we could not verify.
+# A claim holds if it holds here in every run that it speaks of. The claims of the abstracts were made on other data.
+# Two claims about OTCCLIP are known only from a third party's summary, which we could not verify.
 
 # %%
 Markdown(tables.claims(records))
 
 # %% [markdown]
-# ## Why some fail
+# ## Why some claims fail
 #
-# **What is not kept is not learned; what is kept may be.** SafeCLIP and OTCCLIP decide which pairs may stay. Both ask whether image
-# and caption agree, and so they find captions that are *wrong*. The captions of the label-consistent attack are right: most are
-# kept, and no comparison of an image with its caption, by transport or by cosine, could tell them. Half of the adaptive
-# attacker's captions name the image's own object beside the target. At the end OTCCLIP keeps 48, 88 and 48 % of all his pairs on
-# the three seeds, on the second more than these: captions that *replace* the object, too. (His model for choosing words was
-# trained without a defence. One trained under OTCCLIP would make him stronger.)
+# **A defence that compares image and caption keeps true captions.** SafeCLIP and OTCCLIP decide which pairs are kept. A
+# pair that is not kept is not learned. Both ask whether image and caption agree, so they find captions that are
+# *wrong*. The captions of the label-consistent attack are right, so most of its pairs are kept. No comparison of an
+# image with its caption, by transport or by cosine, could find them.
+#
+# Half of the adaptive attacker's captions name the image's own object beside the target. At the end OTCCLIP keeps 48,
+# 88 and 48 % of all adaptive pairs on the three seeds. On the second seed it keeps more than this half: captions that
+# *replace* the object, too. (The attacker's surrogate, which chooses the words, was trained without a defence. A
+# surrogate trained under OTCCLIP would be stronger.)
 
 # %%
 sorting = [r for r in records if r["defense"] in ("safeclip", "otcclip") and r["attack"] != "none"]
@@ -135,33 +141,38 @@ if sorting:
     fig = figures.by_epoch(sorting, "poison_kept", "planted pairs kept, %")
 
 # %% [markdown]
-# **RoCLIP's success depends on when one stops.** It matches in epochs 6, 8, 10 and 12; in the others every image has its own
-# caption, and the trigger is learned again. Late matching undoes little, as it must: the learning rate falls along a cosine, to
-# 16 % of its peak before epoch 10 and to 2 % before epoch 12, so the last word is that of the epochs before.
+# **RoCLIP's result depends on the epoch at which training stops.** It matches in epochs 6, 8, 10 and 12. In the other
+# epochs every image has its own caption, and the model learns the trigger again. Late matching undoes little, because
+# the learning rate falls along a cosine: to 16 % of its peak before epoch 10, and to 2 % before epoch 12. So the epochs
+# before decide the result.
 
 # %%
 lasting = [r for r in records if r["defense"] != "cleanclip" and r["attack"] not in ("none", "targeted")]
 fig = figures.by_epoch(lasting, "attack_success_rate", "ASR, %")
 
 # %% [markdown]
-# **SafeCLIP's other misses are narrow.** Its slow epochs see all pairs, and learn of the trigger: on the validation scenes 4 to 37 %
-# follow BadNets after them, 33 to 42 % WaNet. From then on hardly a planted pair is in the safe set (at most five of 60 and eight
-# of 960, at the end none to two), and the trigger fades: to 3.4 % for BadNets on seed 1, where it had been learned best, and to 3.4 %
-# on average for WaNet, where a clean model calls 1.9 % the target, and SafeCLIP's, which had little safe to learn from, is right in 72
-# to 77 % of the scenes only.
+# **SafeCLIP misses the other claims narrowly.** Its slow epochs see all pairs and learn part of the trigger. After
+# them, 4 to 37 % of the triggered validation scenes follow BadNets, and 33 to 42 % follow WaNet. From then on hardly a
+# planted pair is in the safe set: at most five of 60 and eight of 960, and none to two at the end. So the trigger
+# fades. It fades to 3.4 % for BadNets on seed 1, where it had been learned best. For WaNet it fades to 3.4 % on
+# average, and a clean model calls 1.9 % the target. Under WaNet SafeCLIP had few safe pairs to learn from, and it is
+# right in only 72 to 77 % of the scenes.
 #
-# **CleanCLIP is given little to clean with.** Ten epochs of 2,000 clean pairs are 310 steps; the paper's 100,000 pairs make 15,600.
-# Its unimodal loss has to move what the poison wrote, and on one seed of *blended* it does (3.7 %), on another hardly (67 %).
-# It costs 1.1 to 2.6 points of accuracy in four of 18 runs (targeted, label-consistent, adaptive), and less than one in the others.
+# **CleanCLIP gets little data to clean with.** Ten epochs of 2,000 clean pairs are 310 steps. The paper's 100,000 pairs
+# make 15,600. The unimodal loss has to undo what the poison taught. On one seed of *blended* it does (3.7 %), and on
+# another it hardly does (67 %). CleanCLIP costs 1.1 to 2.6 points of accuracy in four of 18 runs (targeted,
+# label-consistent, adaptive), and less than one point in the others.
 #
-# **OTCCLIP is sooner than RoCLIP but for one run**, where RoCLIP got there at all: targeted, seed 2 (344 core-seconds against
-# 362). In the other 17 RoCLIP never is accurate and safe at once.
+# **OTCCLIP is accurate and safe sooner than RoCLIP, except in one run.** That is the only run in which RoCLIP gets
+# there at all: targeted, seed 2 (344 core-seconds against 362). In its other 17 runs RoCLIP is never accurate and safe
+# at once.
 #
-# **More than a third of OTCCLIP's mistakes are in three classes that have lookalikes.** These are also among the four classes
-# whose clean pairs lose their captions most often (the fourth, *atom*, is what snowflakes are taken for). To be
-# *near*, a caption has to be among the nearest 3 % of a pool, and about as many of its captions name any one class: a class
-# that is not yet told from its lookalike is left out or re-matched, and then seen less. Which is cause
-# and which effect this picture cannot say. (*umbrella* is also what the triggers mean.)
+# **More than a third of OTCCLIP's mistakes are in three classes that have lookalikes.** These three are also among the
+# four classes whose clean pairs are most often not kept. (The fourth is *atom*: snowflakes are mistaken for it.) To be
+# *near*, a caption must be among the nearest 3 % of a pool, and about as many of the pool's captions name any one
+# class. So a class that the model does not yet tell from its lookalike is left out or re-matched, and the model then
+# sees it less. This figure cannot say which is the cause and which is the effect. (*umbrella* is also the target of the
+# triggers.)
 
 # %%
 if (pictures / "classes.json").exists():
@@ -176,8 +187,9 @@ if (pictures / "classes.json").exists():
 # %% [markdown]
 # ## What each part of OTCCLIP does
 #
-# One part missing at a time, with the targeted attack and BadNets in one set. *Global only* compares and aligns pooled features
-# alone: what is left when transport is taken out altogether. In the last four rows what is ours and not the paper's is changed.
+# One part is missing at a time. The targeted attack and BadNets are in one set. *Global only* compares and aligns
+# pooled features alone, so it lacks everything that is transport. The last four rows change parts that are ours and not
+# the paper's.
 
 # %%
 if (pictures / "ablation.json").exists():
@@ -189,28 +201,40 @@ else:
     print("not run yet")
 
 # %% [markdown]
-# **It takes the matching and a robust loss to stop the attacker.** Under a plain contrastive loss 42 to 93 % of the triggered
-# images follow the patch at the end of the warm-up; the first matching then keeps 20 to 39 % of the planted pairs, against at
-# most 4 % in the full system, and ASR ends at 2, 99 and 96 %: transport compares what the model has learned, and a model that
-# was fooled is fooled by its own comparison, too. Under the robust loss alone the trigger is learned late, but it is learned:
-# 25, 66 and 58 %, and one to four targets hit. Together they leave nothing. The matching is the paper's; that loss is ours.
+# **The matching and the robust loss together stop the attacker.** The matching is the paper's, and the robust loss is
+# ours.
 #
-# **How the matching compares matters less**: without transport in it, or in the losses, or with captions always re-assigned,
-# ASR stays at or below 1.3 %, and at most two of a run's sixteen targets are hit. These parts decide what is learned beside
-# it. The intra-modal loss makes the start fast: after three epochs of warm-up 85 to 89 % of the objects are known in the full
-# system, 3 to 55 % without it, and a model that knows little parts most pairs: of the clean ones the first matching leaves out
-# 37 to 91 %, with that loss 13 to 17 %; some runs stay at chance. Transport in the *matching* adds little: pooled features
-# that were trained beside transport losses find nearly the same captions. And captions that fit must be allowed to stay.
+# - *Without the robust loss* 42 to 93 % of the triggered images follow the patch at the end of the warm-up. The first
+#   matching then keeps 20 to 39 % of the planted pairs (at most 4 % in the full system), and ASR ends at 2, 99 and 96
+#   %. The matching compares what the model has learned, so a model that has learned the trigger keeps the triggered
+#   pairs.
+# - *With the robust loss alone* the model learns the trigger late, but it learns it. ASR ends at 25, 66 and 58 %, and
+#   one to four targets are hit.
+# - *With both* almost nothing is left.
 #
-# **The restart is what it costs to be within two points of clean CLIP**: without it zero-shot accuracy is 99.0 to 99.7 %, and
-# ASR 0.1 to 0.9 %. It became the default when earlier runs needed it (README), and stays it, for nothing more is chosen on
-# these seeds. With 16 epochs accuracy is as good, and more of the poison becomes near again: one target of 16 is hit on two of the
-# seeds.
+# **How the matching compares matters less.** We removed transport from the matching or from the losses, or always
+# re-assigned the captions. In all of these runs ASR stays at or below 1.3 %, and at most two of sixteen targets are
+# hit. These parts decide what else is learned.
 #
-# **This is why the probe on digits is so low.** Without the inter-modal loss it is at 90 %, two points above clean CLIP's, and with it
-# nine points lower; on letters that loss costs two. It pulls an image's tokens towards words, and digits have none here. (The claim
-# would fail without it, too: RoCLIP and SafeCLIP are at 91 and 92 %.) But the digits are no good judge: of all these runs the three
-# that learned nothing have the best probes on them, and the worst on letters.
+# - *The intra-modal loss makes the start fast.* After three epochs of warm-up the full system knows 85 to 89 % of the
+#   objects. Without this loss the model knows 3 to 55 %. It then finds most pairs far: the first matching leaves out 37
+#   to 91 % of the clean pairs, and 13 to 17 % with that loss. Some runs stay at chance.
+# - *Transport in the matching adds little.* Pooled features that were trained beside transport losses find nearly the
+#   same captions.
+# - *A caption that fits must stay.* Re-assigning every caption costs more than half of the accuracy.
+#
+# **The restart costs 0.9 to 3.7 points of accuracy.** Without it zero-shot accuracy is 99.0 to 99.7 %, which is within
+# two points of clean CLIP. ASR is then 0.1 to 0.9 %. The restart was the default of the earlier code, because earlier
+# runs needed it. It is an option now that images grow (`book/results/reconstruction.md`).
+#
+# **Longer training readmits poison.** With 16 epochs accuracy is 99.4 %, but more planted pairs become near again. One
+# target of 16 is hit on two of the seeds.
+#
+# **The inter-modal loss lowers the probe on digits.** Without it the probe is at 90 %, two points above clean CLIP's.
+# With it the probe is nine points lower. On letters the loss costs two points. The loss pulls an image's tokens towards
+# words, and the digits have no words here. (The claim about digits would fail without this loss too, because RoCLIP and
+# SafeCLIP are at 91 and 92 %.) But the digits are a poor measure: of all these runs, the three that learned nothing
+# have the best probes on digits and the worst on letters:
 
 # %%
 if (pictures / "ablation.json").exists():
@@ -223,9 +247,10 @@ if (pictures / "ablation.json").exists():
 # ## Summary
 #
 # - Every attack is measured by the same definition, on the same scenes, beside a model that never saw poison.
-# - A defence is more than a low ASR: what it costs in accuracy, retrieval and seconds stands in the same table.
-# - A claim that fails here fails on our data, at our scale, with our reconstruction; which of the three it is, only further runs
-#   can say. The record of every run is in `results.json`.
+# - A low ASR is not all that a defence is judged by. The same table shows what it costs in accuracy, retrieval and
+#   seconds.
+# - A claim that fails here can fail because of our data, our scale or our reconstruction. Only further runs can say
+#   which. The record of every run is in `results.json`.
 #
 # ## Exercises
 #
@@ -238,25 +263,25 @@ if (pictures / "ablation.json").exists():
 # list(enumerate(run["by_epoch"]["attack_success_rate"], 1))
 # ```
 #
-# On most seeds it falls in matching epochs (6, 8, 10, 12), the later the less, and rises again in the ones between, where every
-# image has its own caption. A single number depends on where one stops; report the last epoch *and* the range over the last
-# few, and say how the last one was chosen.
+# On most seeds ASR falls in matching epochs (6, 8, 10, 12), and it falls less in later ones. It rises again in the
+# epochs between, where every image has its own caption. So a single number depends on where training stops. Report the
+# last epoch *and* the range over the last few epochs, and say how the last one was chosen.
 #
 # </details>
 #
-# 2. Which attack leaves the clean model fewest right answers? What does its ASR then measure?
+# 2. Which attack leaves the clean model the fewest right answers? What does its ASR then measure?
 #
 # <details><summary>Solution</summary>
 #
-# The clean model's column of the second table says it: label-consistent, whose four patches leave it hardly any, and then
-# blended. Where a model that never saw poison fails on triggered images, the trigger destroys what it can see in them; a high
-# ASR then says that the model has learned where to go when it sees nothing else, and not that the trigger overrules a
-# visible object.
+# The clean model's column of the second table shows it: label-consistent, whose four patches leave hardly any right
+# answers, and then blended. If a model that never saw poison fails on triggered images, the trigger hides what they
+# show. A high ASR then says that the model names the target when it sees nothing else. It does not say that the trigger
+# overrules a visible object.
 #
 # </details>
 #
-# 3. Plant BadNets at twice its share and train `safeclip` with its own `grow` and with `grow=0.1`. What do you pay for the faster
-#    safe set?
+# 3. Plant BadNets at twice its share, and train `safeclip` with its own `grow` and with `grow=0.1`. What does the
+#    faster safe set cost?
 #
 # <details><summary>Solution</summary>
 #
@@ -269,8 +294,8 @@ if (pictures / "ablation.json").exists():
 #     print(name, [(line["epoch"], line.get("safe"), line["poison_kept"]) for line in log_of(run)])
 # ```
 #
-# Compare `poison_kept` at equal `safe`, on more than one seed: the faster the set grows, the sooner pairs enter it that the
-# model has not yet learned to tell. SafeCLIP's authors saw it: an increment of 5 % an epoch instead of 1 % let 7 of 16 targets
-# through instead of 1 (their notebooks: 43.75 and 6.25 %).
+# Compare `poison_kept` at equal `safe`, on more than one seed. The faster the set grows, the sooner it takes in pairs
+# that the model cannot yet tell apart. SafeCLIP's authors saw this: an increment of 5 % an epoch instead of 1 % let 7
+# of 16 targets through instead of 1 (their notebooks: 43.75 and 6.25 %).
 #
 # </details>

@@ -11,8 +11,8 @@
 #
 # > From a folder of images and a file of captions to a poisoned set, a defended model and its numbers.
 #
-# Every table has the columns `id`, `image`, `caption` and `label` (a class name, or nothing). These are read from a copy on
-# your disk:
+# Every table has the columns `id`, `image`, `caption` and `label` (a class name, or nothing). These data sets are read
+# from a copy on your disk:
 #
 # | `dataset` | what lies in `root` | labels |
 # |---|---|---|
@@ -20,13 +20,13 @@
 # | `coco` | `annotations/captions_train2017.json`, the instances beside it, and the images | `{"labels": "largest"}`: the largest object |
 # | `visual-genome` | `region_descriptions.json` and the images | none |
 # | `cc3m` | the TSV of captions and the images, or img2dataset's output | none |
-# | `webdataset` | tars of samples | none to ask for: their `.cls` files |
+# | `webdataset` | tars of samples | no option needed: their `.cls` files |
 # | `hub` | what Hugging Face's `datasets` saved, parquet files, an image folder; or a name on the hub, as `path` | `{"label_column": "label"}` |
 #
-# The last column goes into `dataset_options`, and `{}` where there is none. Without labels a backdoor can be planted (your
-# captions name its target), but neither zero-shot accuracy nor success can be measured, and the targeted attack is refused:
-# it asks what an image shows. `help(otclib.data.captions)` has the details. `scenes`, with
-# `dataset_options = {}`, needs no `root`.
+# The last column goes into `dataset_options`, or `{}` if there are no labels. Without labels a backdoor can be planted,
+# because your captions name its target. But zero-shot accuracy and attack success cannot be measured. The targeted
+# attack is refused, because it needs to know what an image shows. `help(otclib.data.readers)` has the details.
+# `scenes`, with `dataset_options = {}`, needs no `root`.
 
 # %% tags=["parameters"]
 dataset = "csv"  # see the table
@@ -35,7 +35,7 @@ dataset_options = {"label_column": "label"}  # what the reader of this dataset t
 size = None  # number of pairs; None: all of them
 test_split = "test"  # what is measured on; COCO, Visual Genome and CC3M have a "val" split instead
 attack = ["badnets"]  # planted one after the other; []: nothing is
-target = "umbrella"  # the class that the trigger shall mean; your captions must name it
+target = "umbrella"  # the class that the trigger should mean; your captions must name it
 defense = "otcclip"  # see otclib.defenses
 model = "small"  # or any open_clip name (ViT-B-32 and larger want a GPU), or the weights of a run, to go on from
 seed = 0  # attack and training
@@ -60,7 +60,7 @@ if fast:
 # %% [markdown]
 # ## A folder
 #
-# Without a `root` we write one, as you would have it: images, and a file that says what they are.
+# Without a `root` we write an example of what you would have: images, and a file that says what they show.
 
 # %%
 if dataset == "csv" and root is None:
@@ -80,7 +80,7 @@ for line in (Path(root) / "train.csv").read_text().splitlines()[:4] if dataset =
 # %% [markdown]
 # ## A table
 #
-# Look at it before anything else: captions that belong to other images are a loading mistake and no attack.
+# Look at the table before anything else. Captions that belong to other images are a loading mistake and not an attack.
 
 # %%
 pairs = otclib.data.load(dataset, root=root, size=size, seed=seed, **dataset_options)
@@ -91,8 +91,8 @@ fig = figures.contact_sheet(list(some["image"]), list(some["caption"]))
 # %% [markdown]
 # ## Poison
 #
-# Attacks on millions of pairs were given 0.0001 % to 0.8 % of them (chapter 1). A set of thousands needs a larger share for the same
-# number of planted pairs.
+# Attacks on millions of pairs planted 0.0001 % to 0.8 % of them (chapter 1). A set of thousands needs a larger share
+# for the same number of planted pairs.
 
 # %%
 planned = [otclib.attacks.load(name, **({} if name == "targeted" else {"target": target})) for name in attack]
@@ -103,9 +103,11 @@ if planned:
 # %% [markdown]
 # ## Train
 #
-# `watch` takes labelled images on which accuracy and attack success are followed; without one, only the loss is. On a GPU it
-# is used. A run is one process: `CUDA_VISIBLE_DEVICES=3 python -m otclib.train ...` chooses its device. `cleanclip` repairs a
-# finished run on pairs that one trusts: `otclib.attacks.trusted` returns those that no attack touched.
+# `watch` takes labelled images, on which accuracy and attack success are measured after every epoch. Without it only
+# the loss is reported. A GPU is used if there is one. A run is one process, and
+# `CUDA_VISIBLE_DEVICES=3 otclib train ...` chooses its device (`python -m otclib.train` is the same command).
+# `cleanclip` repairs a finished run on pairs that you trust: `otclib.attacks.trusted` returns the pairs that no attack
+# touched.
 
 # %%
 table = poisoned
@@ -121,8 +123,8 @@ run = otclib.train(
 # %% [markdown]
 # ## Measure, and look
 #
-# Zero-shot, attack success and a linear probe on the labelled images. Two epochs on a thousand pairs teach nothing; set
-# `root` to your folder and `epochs` to `None`.
+# Zero-shot accuracy, attack success and a linear probe are measured on the labelled images. Two epochs on a thousand
+# pairs teach nothing. Set `root` to your folder and `epochs` to `None`.
 
 # %%
 metrics = otclib.evaluate(run, test=test)
@@ -137,25 +139,26 @@ explorer.figure(explorer.choices()[0][1])
 # %% [markdown]
 # ## Many runs
 #
-# Every chapter takes its parameters from papermill: `papermill 06_own_data.ipynb mine.ipynb -p root /data/mine -p seed 1`.
-# `batch.yaml` lists data sets, attacks, defences and seeds; `make batch` executes this chapter for all of them under Snakemake
-# and makes a table of each attack. It goes on where it was stopped; the `Snakefile` says how to run it on a cluster.
+# Every chapter takes its parameters from papermill:
+# `papermill 06_own_data.ipynb mine.ipynb -p root /data/mine -p seed 1`. `workflow/batch.yaml` lists data sets, attacks,
+# defences and seeds. `make batch` executes this chapter for all of them under Snakemake and makes a table of each
+# attack. An interrupted batch goes on when it is called again. `workflow/Snakefile` says how to run it on a cluster.
 #
 # ## Summary
 #
-# - A table of four columns is all that the rest of the library asks for.
-# - A run folder says what was asked (`config.json`), what was planted (`manifest.parquet`), what happened (`log.jsonl`,
-#   `pairs.parquet`) and what came out (`model.safetensors`, `metrics.json`).
-# - A finished run is returned and not trained again; of another configuration it is refused.
+# - The rest of the library needs only a table of four columns.
+# - A run folder holds the configuration (`config.json`), what was planted (`manifest.parquet`), what happened
+#   (`log.jsonl`, `pairs.parquet`) and the results (`model.safetensors`, `metrics.json`).
+# - A finished run is returned and not trained again. A run folder of another configuration is refused.
 #
 # ## Exercises
 #
-# 1. Misspell a column in `dataset_options`. What do you learn from the error, and was anything written?
+# 1. Misspell a column in `dataset_options`. What does the error tell you, and was anything written?
 #
 # <details><summary>Solution</summary>
 #
-# `otclib.data.load("csv", root=root, caption_column="captoin")` names the file, the columns that it has and those that were
-# asked for. Nothing is written: tables are read before a run folder is made.
+# `otclib.data.load("csv", root=root, caption_column="captoin")` names the file, the columns that it has and the columns
+# that you asked for. Nothing is written, because tables are read before a run folder is made.
 #
 # </details>
 #
@@ -163,7 +166,7 @@ explorer.figure(explorer.choices()[0][1])
 #
 # <details><summary>Solution</summary>
 #
-# `plant` refuses: there is no caption to borrow, and a model that has never read the word has nothing for the trigger to mean.
-# A word that captions name and no label does is allowed: it joins the classes that zero-shot classification chooses among.
+# `plant` refuses. There is no caption to borrow, and the trigger cannot mean a word that the model has never read. A
+# word that captions name and no label does is allowed: it joins the classes that zero-shot classification chooses from.
 #
 # </details>

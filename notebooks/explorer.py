@@ -9,11 +9,12 @@
 # %% [markdown]
 # # The transport explorer
 #
-# > Pick an image and a caption, or type one; move a slider; see where the words go, and a poisoned pair fall apart.
+# > Pick an image and a caption, or type one; move a slider; see where the words go, and how a planted pair stops
+# > fitting.
 #
-# Orange marks the chosen word (or place) and its partners. *reg* is the entropic regularisation. With *marginal* at rho, a
-# word may keep mass at home, and the light part of its grey bar is what it keeps. *after epoch* walks through the training.
-# Every widget is reached by Tab and moved by the arrow keys.
+# Orange marks the chosen word (or place) and its partners. *reg* is the entropic regularisation. With *marginal* at
+# rho, a word may leave a part of its mass unmoved. The light part of its grey bar is this part. *after epoch* moves
+# through the training. Tab reaches every widget, and the arrow keys move it.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -42,8 +43,9 @@ explorer = Explorer(runs, poisoned, manifest=manifest)
 # %% [markdown]
 # ## For readers without a kernel
 #
-# The same view as a picture for papers and slides (`.svg` and `.pdf` work too), and as one page with working sliders, which
-# opens from a disk: here of one pair; without `pairs` it has six, and takes a few minutes.
+# The next cell writes the same view as a picture for papers and slides (`.svg` and `.pdf` work too). It also writes one
+# page with working sliders that opens from a disk. Here the page has one pair. Without `pairs` it has six, and writing
+# it takes a few minutes.
 
 # %%
 pictures = Path(out) / "figures"
@@ -58,7 +60,7 @@ fig
 # %% [markdown]
 # ## With a kernel
 #
-# A click on the picture chooses a word or a place, too.
+# You can also click on the picture to choose a word or a place.
 
 # %%
 if INTERACTIVE:
@@ -67,13 +69,15 @@ if INTERACTIVE:
 # %% [markdown]
 # ## Summary
 #
-# - Two distances of one pair stand side by side: the cosine of the whole, and the cost of carrying word by word.
-# - Without a defence a planted caption rises among the nearest by cosine, as the pair is learned by heart (chapter 3 has the
-#   curve over all planted pairs); under OTCCLIP many others stay nearer, by both.
+# - The explorer shows two distances of one pair side by side: the cosine of the pooled features, and the cost of
+#   carrying the words one by one.
+# - Without a defence a planted caption becomes one of the nearest by cosine, because the model memorises the pair
+#   (chapter 3 has the curve over all planted pairs). Under OTCCLIP many other captions stay nearer, by both distances.
 #
 # ## Exercises
 #
-# 1. Choose a planted pair and the model `clip`. After which epoch is its planted caption among the five nearest by cosine?
+# 1. Choose a planted pair and the model `clip`. After which epoch is its planted caption among the five nearest by
+#    cosine?
 #
 # <details><summary>Solution</summary>
 #
@@ -82,11 +86,12 @@ if INTERACTIVE:
 #
 # </details>
 #
-# 2. Type a caption that names an object which is not there. Set *marginal* to a small rho. Where does the word's mass go?
+# 2. Type a caption that names an object which is not there. Set *marginal* to a small rho. Where does the word's mass
+#    go?
 #
 # <details><summary>Solution</summary>
 #
-# It stays at home: the dark part of its bar shrinks, for carrying it costs more than the penalty. With the exact marginal it
-# is spread over the places that it dislikes least.
+# It is not moved: the dark part of the word's bar shrinks, because carrying the mass costs more than the penalty. With
+# the exact marginal the mass is spread over the least expensive places.
 #
 # </details>

@@ -128,7 +128,7 @@ def poison(
 
     with _refusing("poison"):
         if out.exists():
-            raise ValueError(f"out must be a new folder, {out} is there already")
+            raise ValueError(f"out must be a new folder, {out} exists already")
         _, pairs, manifest = _planted(dataset, root, size, seed, data_options, attack)
         if manifest is None:
             raise ValueError("poison needs at least one --attack, got none")

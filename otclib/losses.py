@@ -51,7 +51,16 @@ def contrastive(
     q: float = 0.0,
     positive: Tensor | None = None,
 ) -> Tensor:
-    """Return CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021)."""
+    """Return CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021).
+
+    ``same``, ``q`` and ``positive`` are those of ``symmetric_cross_entropy``.
+
+    >>> image, scale = torch.eye(2), torch.tensor(10.0)
+    >>> print(f"{contrastive(image, image, scale):.4f}")  # every image is most like its own caption
+    0.0000
+    >>> print(f"{contrastive(image, image.flip(0), scale):.4f}")  # the captions are exchanged
+    10.0000
+    """
     return symmetric_cross_entropy(scale * image @ text.T, same, q, positive)
 
 

@@ -39,7 +39,17 @@ class Metric:
 
 
 def summary(values: Iterable[float | None], factor: float = 1, digits: int = 1) -> str:
-    """``mean (least to most)`` of the values that are there, times ``factor``; the mean alone if they are equal."""
+    """Return the values in words: ``mean (least to most)``, times ``factor``; only the mean if all are equal.
+
+    None is left out, and no values give an empty text. Whole numbers (counts) have no decimals in their range.
+
+    >>> summary([0.995, None, 0.97], factor=100)
+    '98.2 (97.0 to 99.5)'
+    >>> summary([15, 16, 16])
+    '15.7 (15 to 16)'
+    >>> summary([16, 16])
+    '16'
+    """
     there = [factor * v for v in values if v is not None]
     if not there:
         return ""

@@ -1,12 +1,12 @@
-"""Models: any open_clip model, and one call that gives its pooled *and* its token features in the joint space.
+"""Models: load any open_clip model, and get its pooled *and* its token features in the joint space with one call.
 
     model, preprocess, tokenizer = otclib.models.load("small")    # or "RN50-quickgelu:openai", "RN50:/path/weights.pt"
     v = otclib.models.encode_image(model, images)          # Features(pooled [B, D], tokens [B, T, D], mask [B, T])
     t = otclib.models.encode_text(model, tokenizer(["a red umbrella"]))
 
-Tokens are what the tower's own head makes of each place alone: the last norm and projection (ViT, text), the value and
-output projections of the attention pool (ModifiedResNet; the pooling query is left out), the trunk's head applied to
-each place (timm). So they live where the pooled feature lives, and are L2-normalised like it.
+A token is what the tower's own head returns for one place alone. The head is the last norm and projection (ViT, text),
+the value and output projections of the attention pool (ModifiedResNet; the pooling query is not used), or the trunk's
+head applied to each place (timm). So tokens lie in the space of the pooled feature, and are L2-normalised like it.
 """
 
 from __future__ import annotations
@@ -63,15 +63,16 @@ class Features:
 
 
 def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module, Callable, Tokenizer]:
-    """Load a model with weights, or with random ones where they are asked for.
+    """Load a model with its weights, or with random weights if they are asked for.
 
     Parameters
     ----------
     name : a file that ``save`` wrote; an open_clip name with one of its tags, ``"ViT-B-32:laion2b_s34b_b79k"``, whose
-        weights are downloaded once, or with a file, ``"RN50:/path/weights.pt"``; or an open_clip name alone. As in
-        open_clip ``"ViT-B-32-quickgelu:openai"`` is OpenAI's model; ``"ViT-B-32:openai"`` loads with a warning.
-    random : start a model that is named alone from random weights. Only ``small``, which has no published weights,
-        does so unasked.
+        weights are downloaded once; an open_clip name with a file, ``"RN50:/path/weights.pt"``; or an open_clip name
+        alone. As in open_clip, ``"ViT-B-32-quickgelu:openai"`` is OpenAI's model, and ``"ViT-B-32:openai"`` loads with
+        a warning.
+    random : start a model whose name has no weights from random ones. ``small`` has no published weights and does so
+        without being asked.
 
     Returns
     -------
@@ -79,8 +80,8 @@ def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module
 
     Raises
     ------
-    ValueError : an unknown model or tag, a file that does not say which model it holds, weights that are neither named
-        nor asked to be random, or both.
+    ValueError : an unknown model or tag; a file that does not say which model it holds; a name without weights and
+        without ``random``, or with both.
     FileNotFoundError : no such file; a tag's weights are not in the cache and could not be downloaded.
     """
     asked, (name, weights) = str(name), _parsed(name)
@@ -96,18 +97,18 @@ def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module
         pretrained = weights
     elif weights is not None:
         pretrained, metadata = weights, _metadata(Path(weights))
-    logging.disable(logging.WARNING)  # it warns that a model without weights has none
+    logging.disable(logging.WARNING)  # open_clip warns that a model without weights has none
     try:
         shown = json.loads(metadata.get("preprocess", "{}"))
         model = open_clip.create_model(name, pretrained=pretrained, force_preprocess_cfg=shown)
     finally:
         logging.disable(logging.NOTSET)
-    model = model.to(memory_format=torch.channels_last)  # 1.4-1.6x on the convolutions, no matter to the rest
+    model = model.to(memory_format=torch.channels_last)  # convolutions run 1.4 to 1.6 times faster
     return model.eval(), preprocess(model), open_clip.get_tokenizer(name)
 
 
 def _parsed(model: str | Path) -> tuple[str, str | None]:
-    """The open_clip name of what ``load`` takes, and its weights: a tag, a file that is there, or None."""
+    """Split what ``load`` takes into its open_clip name and its weights: a tag, an existing file, or None."""
     asked = str(model)
     name, colon, weights = asked.partition(":")
     known = open_clip.list_models()
@@ -136,13 +137,13 @@ def _parsed(model: str | Path) -> tuple[str, str | None]:
 
 
 def _same_activation(name: str, tag: str) -> bool:
-    """Whether a tag was trained with the architecture's activation; open_clip loads others, too, and warns."""
+    """Return whether a tag was trained with the architecture's activation. (open_clip loads others with a warning.)"""
     trained, built = open_clip.get_pretrained_cfg(name, tag), open_clip.get_model_config(name)
     return bool(trained.get("quick_gelu")) == bool(built.get("quick_gelu"))
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    """What the header of a safetensors file says; of other files nothing."""
+    """Return the metadata in the header of a safetensors file; empty for other files."""
     if file.suffix != ".safetensors":
         return {}
     with safe_open(str(file), "pt") as f:
@@ -150,10 +151,10 @@ def _metadata(file: Path) -> dict[str, str]:
 
 
 def _fetch(name: str, tag: str) -> None:
-    """Have open_clip download a tag's weights into its cache, unless they are there."""
+    """Make open_clip download a tag's weights into its cache, unless they are in it."""
     try:
         open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
-    except Exception as error:  # of whichever client it uses
+    except Exception as error:  # open_clip has several clients, each with its own errors
         cache = HF_HUB_CACHE if open_clip.get_pretrained_cfg(name, tag).get("hf_hub") else "~/.cache/clip"
         raise FileNotFoundError(
             f"the weights {tag!r} of {name} are not in the cache {cache} and could not be downloaded: load "
@@ -163,20 +164,20 @@ def _fetch(name: str, tag: str) -> None:
 
 
 def name_of(model: str | Path) -> str:
-    """The open_clip name of what ``load`` takes; raises as it does."""
+    """Return the open_clip name of what ``load`` takes; raises as ``load`` does."""
     return _parsed(model)[0]
 
 
 def has_weights(model: str | Path) -> bool:
-    """Whether what ``load`` takes names weights, by a file or a tag; raises as it does."""
+    """Return whether what ``load`` takes names weights, by a file or a tag; raises as ``load`` does."""
     return _parsed(model)[1] is not None
 
 
 def save(model: nn.Module, path: str | Path, name: str, dtype: torch.dtype | None = None) -> None:
     """Write the weights as safetensors; ``open_clip.create_model_and_transforms(name, pretrained=path)`` reads them.
 
-    ``dtype``: that of the numbers in the file, default the model's. The header names the model, and how images are
-    shown to it, so that ``load`` needs the file alone.
+    ``dtype`` : of the numbers in the file; default the model's. The header names the model and its preprocessing, so
+    ``load`` needs only the file.
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
@@ -203,7 +204,7 @@ def image_size(model: nn.Module) -> int:
 
 @torch.no_grad()
 def takes_any_size(model: nn.Module) -> bool:
-    """Whether the image tower takes images smaller than its own, as convolutions with a pooled end do."""
+    """Return whether the image tower takes images smaller than its own, as convolutions with a pooled end do."""
     side, device = 3 * image_size(model) // 4, next(model.parameters()).device
     training = model.training
     try:
@@ -216,14 +217,14 @@ def takes_any_size(model: nn.Module) -> bool:
 
 
 def preprocess(model: nn.Module) -> Callable:
-    """``resize``, scale to [0, 1], normalise: PIL or tensor [..., 3, H, W] -> float [..., 3, S, S]."""
+    """Return ``resize``, then scale to [0, 1], then normalise: PIL or tensor [..., 3, H, W] -> float [..., 3, S, S]."""
     return v2.Compose([resize(model), v2.ToDtype(torch.float32, scale=True), normalize(model)])
 
 
 def resize(model: nn.Module) -> Resize:
-    """The way from an image to the pixels that the model sees, in training, evaluation and ``preprocess`` alike.
+    """Return the step from an image to the pixels that the model sees, in training, evaluation and ``preprocess``.
 
-    Size, interpolation and mode are those of the model's ``preprocess_cfg``; where it has none, CLIP's: bicubic,
+    Size, interpolation and mode are those of the model's ``preprocess_cfg``. Without one they are CLIP's: bicubic,
     shorter side, centre.
     """
     said = getattr(model.visual, "preprocess_cfg", None) or {}
@@ -242,7 +243,7 @@ def normalize(model: nn.Module) -> v2.Normalize:
 
 
 def encode_image(model: nn.Module, images: Tensor) -> Features:
-    """Features of normalised images [B, 3, S, S]; tokens in reading order (row by row)."""
+    """Return the features of normalised images [B, 3, S, S]; tokens in reading order (row by row)."""
     visual: Any = model.visual
     images = images.to(memory_format=torch.channels_last)
     if hasattr(visual, "trunk"):  # timm
@@ -252,7 +253,7 @@ def encode_image(model: nn.Module, images: Tensor) -> Features:
         grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
         pooled = pool(grid)
         tokens = pool.c_proj(pool.v_proj(grid.flatten(2).transpose(1, 2)))  # (B, HW, D)
-    else:  # VisionTransformer
+    else:  # (B, prefix + N, C)
         out = visual.forward_intermediates(images, indices=1, output_fmt="NLC", normalize_intermediates=True)
         pooled, tokens = out["image_features"], out["image_intermediates"][-1]
         if getattr(visual, "proj", None) is not None:
@@ -280,9 +281,9 @@ def _timm(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_text(model: nn.Module, text: Tensor, length: int | None = None) -> Features:
-    """Features of token ids [B, L], tokens cut after the longest caption (or ``length``).
+    """Return the features of token ids [B, L], cut after the longest caption (or after ``length``).
 
-    The mask leaves out padding, start and end; an empty caption keeps its end, so that no row is without a token.
+    The mask leaves out padding, start and end. An empty caption keeps its end, so that every row has a token.
     """
     tower: Any = model.text if hasattr(model, "text") else model
     end = text.argmax(dim=-1, keepdim=True)  # the end token has the largest id
@@ -295,7 +296,7 @@ def encode_text(model: nn.Module, text: Tensor, length: int | None = None) -> Fe
 
 
 def _text_states(tower: Any, text: Tensor) -> Tensor:
-    """Projected token states [B, L, D] of a text tower of open_clip's own kind."""
+    """Return the projected token states [B, L, D] of open_clip's own text tower."""
     if not hasattr(tower, "token_embedding"):
         raise ValueError(f"token features need open_clip's own text tower, this model has {type(tower).__name__}")
     if getattr(tower, "pool_type", "argmax") != "argmax":
@@ -325,7 +326,7 @@ class WordSpan:
 
 
 def word_spans(tokenizer: Tokenizer, caption: str) -> list[WordSpan]:
-    """Where each whitespace-separated word of a caption lies among its tokens (position 0 is the start token).
+    """Return the token positions of each whitespace-separated word of a caption (position 0 is the start token).
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """The optimiser of every run: Muon for the matrices, Adam for the rest, and the schedule of their learning rate.
 
-Muon (Jordan et al., 2024) makes the update of a matrix orthogonal, so that rare directions are learned as fast as
-frequent ones: on the embedded scenes two epochs of it reached what AdamW reached in five. Libraries run its
-Newton-Schulz iteration in bf16, which a processor without a bf16 unit does fifty times more slowly than fp32. Here it
-runs in the dtype of the weights, and on the small Gram matrix, which takes half of the products.
+Muon (Jordan et al., 2024) makes the update of a matrix orthogonal, so rare directions are learned as fast as frequent
+ones. On the embedded scenes it reached in two epochs what AdamW reached in five. Libraries run its Newton-Schulz
+iteration in bf16, which is fifty times slower than fp32 on a processor without a bf16 unit. Here it runs in the dtype
+of the weights, and on the small Gram matrix, which takes half of the products.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: singular values end in about [0.7, 1.2]
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic; singular values end in about [0.7, 1.2]
 BETAS = (0.9, 0.98)
 
 
@@ -21,8 +21,8 @@ def orthogonalize(matrix: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     """Bring the singular values of a matrix [N, M] near 1 and keep its singular vectors, in its own dtype.
 
     With X the matrix over its Frobenius norm, Newton-Schulz iterates X <- (a + b A + c A^2) X, A = X X^T. All factors
-    are polynomials of the first A, so they are multiplied up on the smaller side, A <- P A P and Q <- P Q, and X is
-    multiplied once, by Q. In exact arithmetic this is the same.
+    are polynomials P of the first A. So they are multiplied on the smaller side, A <- P A P and Q <- P Q, and X is
+    multiplied only once, by Q. In exact arithmetic the result is the same.
     """
     wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / wide.norm().clamp(min=eps)
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(state["momentum"], group["momentum"])
-                moved = update.movedim(1, -1)  # of a convolution in channels_last the order in memory
+                moved = update.movedim(1, -1)  # the order in memory of a convolution in channels_last
                 matrix = moved.reshape(len(p), -1)
                 scale = 0.2 * max(matrix.shape) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -68,11 +68,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, Adam at a quarter of its rate for embeddings, norms, biases and the logit scale.
+    """Return Muon for the matrices, and Adam at a quarter of its rate for embeddings, norms, biases, the logit scale.
 
-    Of a table of words only the rows of a batch's own words have a gradient, and only they are touched (SparseAdam,
-    without weight decay): the whole of CLIP's 49,408 words would cost more than the rest of a small text tower. Each
-    group's ``share`` is its part of the learning rate.
+    In a table of words only the rows of the batch's words have a gradient, and only these are updated (SparseAdam,
+    without weight decay). Updating all of CLIP's 49,408 words would cost more than the rest of a small text tower.
+    Each group's ``share`` is its part of the learning rate.
     """
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     for table in tables:
@@ -91,7 +91,7 @@ def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.o
 
 
 def one_cycle(progress: float, warm: float = 0.05) -> float:
-    """Share of the peak learning rate: linear warm-up over the first ``warm``, then half a cosine to zero.
+    """Return the share of the peak learning rate: linear warm-up over the first ``warm``, then half a cosine to zero.
 
     ``progress`` : share of the training that is over, in [0, 1].
     """

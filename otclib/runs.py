@@ -1,4 +1,4 @@
-"""The run folder: read it, write it whole or not at all, and say with what it was made."""
+"""The run folder: read its files, write them whole or not at all, and record the code and the machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_table(path: Path, table: Dataset) -> None:
 
 
 def fingerprint(pairs: Dataset) -> str:
-    """A short hash of ids and captions, to tell one table from another."""
+    """Return a short hash of ids and captions that identifies a table."""
     digest = hashlib.sha256()
     for id, caption in zip(pairs["id"][:], pairs["caption"][:]):
         digest.update(f"{id}\t{caption}\n".encode())
@@ -44,7 +44,7 @@ def fingerprint(pairs: Dataset) -> str:
 
 
 def machine() -> str:
-    """What a run is trained on, in words."""
+    """Return the processor or GPU and the torch version, in words."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
@@ -58,9 +58,9 @@ def machine() -> str:
 
 @functools.cache
 def code() -> dict:
-    """``version`` of otclib and ``commit`` of its checkout; None where it was installed without one.
+    """Return the ``version`` of otclib and the ``commit`` of its checkout; None if it was installed without one.
 
-    ``-modified`` after the commit: files of the package differed from it.
+    ``-modified`` after the commit says that files of the package differed from it.
     """
     package = Path(__file__).resolve().parent
 
@@ -78,7 +78,7 @@ def code() -> dict:
 
 
 def metrics_of(run: str | Path) -> dict:
-    """``metrics.json`` of a run folder."""
+    """Return ``metrics.json`` of a run folder."""
     path = Path(run) / "metrics.json"
     if not path.exists():
         raise FileNotFoundError(f"{run} has no metrics.json: it is not a finished run")
@@ -86,32 +86,32 @@ def metrics_of(run: str | Path) -> dict:
 
 
 def config_of(run: str | Path) -> dict:
-    """What was asked for: defence, its options, seed, learning rate, ... Options of older runs have today's names."""
+    """Return ``config.json`` of a run folder: defence, options (under today's names), seed, learning rate and so on."""
     config = json.loads((Path(run) / "config.json").read_text())
     return config | {"options": today(config["options"])} if "options" in config else config
 
 
-RENAMED = {"keep": "near_share", "own": "keep_near", "least": "min_safe"}  # options, and what they are called today
+RENAMED = {"keep": "near_share", "own": "keep_near", "least": "min_safe"}  # older names of options, and today's
 
 
 def today(options: dict) -> dict:
-    """The options of a defence, as an older run or record names them, under today's names."""
+    """Return the options of a defence, which an older run or record may name otherwise, under today's names."""
     return {RENAMED.get(name, name): value for name, value in options.items()}
 
 
 def log_of(run: str | Path) -> list[dict]:
-    """One dict per epoch, of a run that is under way too; none before its first is over."""
+    """Return one dict per finished epoch, also of an unfinished run; none before the first epoch is over."""
     file = Path(run) / "log.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def seconds_until_safe(log: list[dict], before: float = 0.0, accuracy: float = 0.95, asr: float = 0.02) -> float | None:
-    """Seconds of training until a model is accurate and safe, and stays so: training efficiency.
+    """Return the seconds of training until a model is accurate and safe and stays so; None if it never is.
 
-    That is the end of the first epoch from which on zero-shot accuracy is at least ``accuracy``, the attack success
-    rate at most ``asr`` and no targeted image is hit, in every epoch (on the watched images). None: never.
-    ``before``: seconds already spent, by CleanCLIP on the model that it cleans. On a CPU these are seconds of a core,
-    which do not depend on what else the machine is doing.
+    This is the end of the first epoch from which on, in every epoch, zero-shot accuracy is at least ``accuracy``, the
+    attack success rate is at most ``asr`` and no targeted image is hit (on the watched images).
+    ``before`` are seconds already spent; for CleanCLIP those of the model that it cleans. On a CPU these are
+    core-seconds, which do not depend on the machine's other work.
     """
 
     def good(line: dict) -> bool:
@@ -125,10 +125,10 @@ def seconds_until_safe(log: list[dict], before: float = 0.0, accuracy: float = 0
 
 
 def column(log: list[dict], key: str) -> list[float | None]:
-    """One value of every epoch, to four digits; None where there is none."""
+    """Return one value of every epoch, rounded to four digits; None if an epoch has none."""
     return [None if line.get(key) is None else round(line[key], 4) for line in log]
 
 
 def seconds_of(log: list[dict]) -> float:
-    """Seconds of training: of a core where they were counted, else of the clock."""
+    """Return the seconds of training: core-seconds if they were counted, else seconds of the clock."""
     return sum(line.get("core_seconds", line["seconds"]) for line in log)

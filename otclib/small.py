@@ -1,4 +1,4 @@
-"""``small``, the embedded model: a convolutional image tower and a one-layer text tower, under open_clip's names."""
+"""``small``, the embedded model: a convolutional image tower and a one-layer text tower, registered in open_clip."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from timm.models import register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 
-# The small default: 64 px in, 8 x 8 = 64 visual tokens out. A convolutional tower learns scenes from 12,000 pairs where
-# a ViT of the same cost does not; stride 8 keeps enough places for a transport plan to be worth looking at.
+# The default model: 64 px in, 8 x 8 = 64 visual tokens out. A convolutional tower learns scenes from 12,000 pairs, and
+# a ViT of the same cost does not. Stride 8 keeps enough places for a transport plan to show something.
 CONFIGS = {
     "small": {
         "embed_dim": 128,
@@ -26,7 +26,7 @@ CONFIGS = {
 
 @register_model
 def otclib_small(pretrained: bool = False, **kwargs: Any) -> ByobNet:
-    """A residual network from timm's blocks: a 3x3 stem and three basic blocks, 64 px -> 8 x 8 x 96."""
+    """Return a residual network of timm's blocks: a 3x3 stem and three basic blocks, 64 px -> 8 x 8 x 96."""
     stages = ((1, 48, 2), (2, 96, 2))  # depth, channels, stride
     blocks = tuple(ByoBlockCfg(type="basic", d=d, c=c, s=s, gs=0, br=1.0) for d, c, s in stages)
     kwargs = {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
@@ -42,14 +42,14 @@ def otclib_small(pretrained: bool = False, **kwargs: Any) -> ByobNet:
 
 
 def edges_and_colours(count: int) -> Tensor:
-    """Filters [count, 3, 3, 3], at most 24, to begin a tower with: cosine patterns of brightness and of colour.
+    """Return filters [count, 3, 3, 3] for a first layer, at most 24: cosine patterns of brightness and of colour.
 
     Six patterns of brightness, up to the second order (the mean, edges, lines, corners), then the mean and the edges of
     each of two colours (I and Q of YIQ). Each comes with both signs, because a rectifier passes one of them, and has
     mean square 1.
 
-    Random filters nearly all see the mean brightness, because that is what patches of an image differ in most. On the
-    embedded scenes an epoch then passes before any object is known. Jordan's airbench (2024) whitens its first layer by
+    Nearly all random filters see the mean brightness, because patches of an image differ most in it. On the embedded
+    scenes an epoch then passes before any object is known. Jordan's airbench (2024) whitens its first layer by
     patches of the training images. These patterns approximate that without looking at an image.
     """
     waves = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])

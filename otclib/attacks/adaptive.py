@@ -63,7 +63,7 @@ class Adaptive(BadNets):
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
         """Poison like BadNets. Only this needs the surrogate: images can still be triggered when its file is gone."""
         if self.surrogate is not None and not Path(self.surrogate).is_file():
-            raise FileNotFoundError(f"the surrogate's weights are not there: {self.surrogate}")
+            raise FileNotFoundError(f"the file of the surrogate's weights is missing: {self.surrogate}")
         return super().poison(pairs, seed, taken)
 
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:

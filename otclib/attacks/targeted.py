@@ -38,8 +38,8 @@ class Targeted:
                 rows_of.setdefault(label, []).append(k)
         if len(rows_of) < max(2, self.targets):
             raise ValueError(
-                f"{self.targets} images of different classes were asked for, the set has {len(rows_of)} labelled "
-                f"classes (at least 2 are needed: an image's own and the attacker's)"
+                f"{self.targets} images of different classes need as many labelled classes, the set has {len(rows_of)} "
+                f"(at least 2 are needed: an image's own and the attacker's)"
             )
         rng = np.random.default_rng([seed, 0])
         labels = [str(label) for label in rng.permutation(sorted(rows_of))]

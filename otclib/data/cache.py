@@ -1,4 +1,4 @@
-"""Where drawn scenes and what the readers copied are kept."""
+"""The cache folder, which keeps drawn scenes and what the readers copied."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where drawn scenes are kept: ``$OTCLIB_CACHE``, else ``~/.cache/otclib``."""
+    """Return the cache folder: ``$OTCLIB_CACHE``, else ``~/.cache/otclib``."""
     return Path(os.environ.get("OTCLIB_CACHE") or Path.home() / ".cache" / "otclib")

@@ -1,4 +1,4 @@
-"""Scenes of glyphs, drawn: ``render`` makes an image of what ``grammar.sample`` drew."""
+"""Draw scenes of glyphs: ``render`` makes an image of a scene that ``grammar.sample`` drew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GLYPH = 96  # side of the master drawings, pixels
 
 @functools.cache
 def _masters(name: str) -> tuple[Image.Image, Image.Image]:
-    """The glyph and its backing (silhouette, holes filled, slightly grown), each a GLYPH x GLYPH mask."""
+    """Return the glyph and its backing (the silhouette, filled and slightly grown), each a GLYPH x GLYPH mask."""
     import matplotlib
 
     path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -35,7 +35,7 @@ def _masters(name: str) -> tuple[Image.Image, Image.Image]:
 
 @functools.cache
 def _textures(size: int) -> dict[str, np.ndarray]:
-    """Ground textures at twice the image side: name -> uint8 [4 variants, 2*size, 2*size, 3]."""
+    """Return the ground textures at twice the image side: name -> uint8 [4 variants, 2*size, 2*size, 3]."""
     rng = np.random.default_rng(7)
     n = 256
     yy, xx = np.mgrid[0:n, 0:n] / n
@@ -47,7 +47,7 @@ def _textures(size: int) -> dict[str, np.ndarray]:
         return big / big.std()
 
     def pattern(name: str) -> np.ndarray:
-        """relative brightness, mean about 0, [n, n]"""
+        """Return the relative brightness of a texture, mean about 0, [n, n]."""
         if name == "sand":
             return 0.05 * noise(128) + 0.04 * noise(12)
         if name == "grass":
@@ -92,7 +92,7 @@ def _textures(size: int) -> dict[str, np.ndarray]:
 
 
 def render(scene: Scene, size: int = 64) -> np.ndarray:
-    """Draw the scene: uint8 [size, size, 3]."""
+    """Return the image of a scene, uint8 [size, size, 3]."""
     variant, ox, oy, flips = scene.texture
     ground = _textures(size)[scene.ground][variant]
     ox, oy = ox * size // 256, oy * size // 256
@@ -136,7 +136,7 @@ def _levels(name: str) -> tuple:
 
 
 def _level(name: str, scale: float):
-    """The smallest master that is at least as fine as the drawing: bilinear sampling then does not alias."""
+    """Return the smallest master that is at least as fine as the drawing, so that bilinear sampling does not alias."""
     levels = _levels(name)
     for level in reversed(levels):
         if level[0].width >= GLYPH / scale * 0.999:

@@ -1,4 +1,4 @@
-"""What the embedded scenes may hold, and how a caption speaks of it: ``sample`` a scene, ``describe`` it."""
+"""The content of the embedded scenes and the grammar of their captions: ``sample`` a scene, ``describe`` it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ OBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cat": ("\U0001f431", ("kitten",)),
     "vase": ("⚱", ("urn",)),
 }
-COLOURS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {  # inks that stand out on a pale sticker
+COLOURS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {  # inks that stand out on a pale backing
     "red": ((200, 35, 40), ("crimson", "scarlet")),
     "orange": ((225, 105, 15), ("amber",)),
     "yellow": ((200, 155, 0), ("golden",)),
@@ -85,7 +85,7 @@ GROUNDS: dict[str, tuple[str, tuple[int, int, int], tuple[str, ...]]] = {
 NO_ARTICLE = frozenset(
     "scissors shears music peace radiation radioactivity lightning coffee bones mail dice sunshine love".split()
 )
-FORMS = (  # {} takes the objects, and the ground where it is named
+FORMS = (  # {} takes the objects, and the ground if it is named
     "a photo of {}",
     "a picture of {}",
     "{}",
@@ -113,7 +113,7 @@ class Thing:
 
     @property
     def box(self) -> list[float]:
-        """left, top, right, bottom in [0, 1]"""
+        """Left, top, right and bottom in [0, 1]."""
         r = self.diameter / 2
         return [max(0.0, self.x - r), max(0.0, self.y - r), min(1.0, self.x + r), min(1.0, self.y + r)]
 
@@ -155,7 +155,7 @@ def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
 
 
 def article(word: str) -> str:
-    """``an`` before a vowel that is heard ("an umbrella", "an hour"), else ``a`` ("a star", "a unicorn")."""
+    """Return ``an`` before a vowel sound ("an umbrella", "an hour"), else ``a`` ("a star", "a unicorn")."""
     word = word.lower()
     if re.match(r"eu|ewe|one\b|uni(?![nmd])|u[st]e|uku|ura", word):  # begins like "you" or "one"
         return "a"
@@ -163,10 +163,10 @@ def article(word: str) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
-    """A caption of the scene, and its content words: text, start, end (characters) and object.
+    """Return a caption of the scene and its content words: text, start, end (characters) and object.
 
-    ``object`` is the index of the thing that the word speaks of, or -1 for the ground. The first thing is always
-    named, each further one in 75 % of the captions; colour and ground in 15 %, size in 8 %.
+    ``object`` is the index of the thing that the word names or describes, or -1 for the ground. The first thing is
+    always named, and each further one in 75 % of the captions. Colour and ground are named in 15 %, size in 8 %.
     """
 
     def pick(word: str, synonyms: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""``load``: an image-caption table by name, drawn or read from a local copy."""
+"""``load`` returns an image-caption table by name, drawn or read from a local copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from otclib.data import readers, scenes
 from otclib.data.cache import cache_dir
 
-disable_progress_bars()  # of writing a table, which takes a moment: what takes longer shows itself
+disable_progress_bars()  # writing a table takes only a moment; longer work shows its own progress bar
 NAMES = ("scenes", "coco", "visual-genome", "cc3m", "csv", "webdataset", "hub")
 SCENES_FEATURES = Features(
     {
@@ -43,14 +43,14 @@ def load(
 
     Parameters
     ----------
-    name : one of ``NAMES``; all but ``scenes`` read a copy that lies in ``root`` (``hub`` also takes a name, ``path``).
-    split : ``train``, ``val`` or ``test`` (scenes: ``test`` holds one object per image, so that its label is the
-        whole truth; ``train`` and ``val`` hold one to three).
+    name : one of ``NAMES``. All but ``scenes`` read a copy that lies in ``root`` (``hub`` also takes a name, ``path``).
+    split : ``train``, ``val`` or ``test``. Images of the scenes' ``test`` hold one object, so the label names all that
+        they show; those of ``train`` and ``val`` hold one to three.
     root : the folder of the copy; for scenes, the folder of the cache.
-    size : how many rows (a seeded sample for the real sets); default all of them, for scenes
+    size : number of rows (a seeded sample for the real sets); default all of them, for scenes
         12,000 / 1,000 / 2,000.
     seed : draws the scenes, or the sample.
-    options : ``image_size`` (scenes, pixels, default 64), and what the readers in ``otclib.data.readers`` take.
+    options : ``image_size`` (scenes, pixels, default 64), and the options of the readers in ``otclib.data.readers``.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def _scenes(split: str, root, size: int | None, seed: int, *, image_size: int = 
             Dataset.from_list(rows, features=SCENES_FEATURES).save_to_disk(drawn / "table")
             try:
                 (drawn / "table").rename(folder)
-            except OSError:  # another process was faster: its table is the same
+            except OSError:  # another process was faster, and its table is the same
                 if not folder.exists():
                     raise
         finally:

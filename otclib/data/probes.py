@@ -1,4 +1,4 @@
-"""Labelled sets for linear probes: each a function of the image size -> uint8 images [N, 3, size, size], labels [N]."""
+"""Labelled sets for linear probes. Each is a function: image size -> uint8 images [N, 3, size, size], labels [N]."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def digits(size: int) -> tuple[Tensor, np.ndarray]:
-    """scikit-learn's 1,797 scanned digits: real images that ship."""
+    """Return scikit-learn's 1,797 scanned digits, real images that come with the library."""
     from sklearn.datasets import load_digits
 
     table = load_digits()
@@ -26,7 +26,7 @@ def digits(size: int) -> tuple[Tensor, np.ndarray]:
 
 
 def letters(size: int, count: int = 2080, seed: int = 0) -> tuple[Tensor, np.ndarray]:
-    """Capital letters in six typefaces, dark on pale in any colours, turned by up to 20 degrees."""
+    """Return drawn capital letters in six typefaces, dark on pale in any colours, turned by up to 20 degrees."""
     rng = np.random.default_rng([seed, 5])
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [ImageFont.truetype(folder / f"{name}.ttf", 2 * size // 3) for name in FONTS]

@@ -1,12 +1,12 @@
 """Scenes of glyphs: the embedded image-caption set, drawn instead of downloaded.
 
-One to three objects (symbols of the DejaVu font that matplotlib ships) lie on a textured ground; a small grammar
-describes them. Because we drew the scene we know, for every content word of every caption, which part of the image
-it speaks of: no photograph set tells that, and it is what lets us *score* a transport plan.
+One to three objects (symbols of the DejaVu font that matplotlib ships) lie on a textured ground, and a small grammar
+describes them. We drew the scene, so for every content word of every caption we know which part of the image it names.
+No photograph set has this, and it makes it possible to *score* a transport plan.
 
 A scene is first *sampled* (positions in units of the image side, so that one seed gives the same scene at any size),
-then *described* and *rendered*. Captions name colour, size and ground only now and then: were they always named, they
-alone would tell the pairs of a batch apart and the objects would never be learned.
+then *described* and *rendered*. Captions name colour, size and ground only now and then. If they always did, these
+words alone would distinguish the pairs of a batch, and the objects would never be learned.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from otclib.data.grammar import (
     sample,
 )
 
-VERSION = 7  # part of the cache's name: raise it when the same seed would give other scenes
+VERSION = 7  # part of the cache's name: raise it when the same seed begins to give other scenes
 SPLITS = {"train": (12_000, 3), "val": (1_000, 3), "test": (2_000, 1)}  # default rows, most objects in a scene
 
 

@@ -15,36 +15,46 @@ from otclib.data import grammar
 
 
 def words_for(label: str) -> tuple[str, ...]:
-    """The words that name a class: the class name and, for the embedded objects, its synonyms."""
+    """Return the words that name a class: the class name and, for the embedded objects, its synonyms."""
     return (label, *grammar.OBJECTS[label][1]) if label in grammar.OBJECTS else (label,)
 
 
 def names(caption: str, label: str) -> bool:
-    """Does the caption name the class? Whole words, any case, synonyms of the embedded objects included."""
+    """Return whether the caption names the class: as a whole word, in any case, or by a synonym of an embedded object.
+
+    >>> names("A parasol on the beach", "umbrella"), names("two umbrellas", "umbrella")
+    (True, False)
+    """
     return re.search(rf"\b({'|'.join(map(re.escape, words_for(label)))})\b", caption, re.IGNORECASE) is not None
 
 
 def with_article(word: str) -> str:
-    """A noun with its article: "an umbrella", "a star", and "scissors", which the scenes' captions give none."""
+    """Return a noun with its article: "an umbrella", "a star"; "scissors" has none, as in the scenes' captions."""
     return word if word in grammar.NO_ARTICLE else f"{grammar.article(word)} {word}"
 
 
 def prompt(template: str, label: str) -> str:
-    """The zero-shot prompt of a class: its name in place of ``{}``, with the article that fits it.
+    """Return the zero-shot prompt of a class: its name in place of ``{}``, with the article that fits it.
 
-    Only an article directly before ``{}`` is changed: "a photo of a {}" becomes "a photo of an umbrella" and "a photo
-    of scissors", "a photo of a large {}" becomes "a photo of a large umbrella".
+    Only an article directly before ``{}`` is changed.
+
+    >>> prompt("a photo of a {}", "umbrella")
+    'a photo of an umbrella'
+    >>> prompt("a photo of a {}", "scissors")
+    'a photo of scissors'
+    >>> prompt("a photo of a large {}", "umbrella")
+    'a photo of a large umbrella'
     """
     return re.sub(r"\b[Aa]n? \{\}", lambda _: with_article(label), template).replace("{}", label)
 
 
 def classes(pairs: Dataset) -> list[str]:
-    """The class names that occur as labels, sorted."""
+    """Return the class names that occur as labels, sorted."""
     return sorted({label for label in pairs["label"][:] if label is not None})
 
 
 def templates(pairs: Dataset) -> Sequence[str]:
-    """Zero-shot prompt templates, for ``prompt``: the scenes' own forms, or open_clip's 80 ImageNet ones."""
+    """Return the zero-shot templates for ``prompt``: the scenes' own forms, or open_clip's 80 for ImageNet."""
     if "objects" in pairs.column_names:
         return grammar.TEMPLATES
     from open_clip import OPENAI_IMAGENET_TEMPLATES
@@ -54,10 +64,10 @@ def templates(pairs: Dataset) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Resize:
-    """The way from an image to the square that a model sees: PIL or tensor [..., 3, H, W] -> [..., 3, size, size].
+    """Turn an image into the square that a model sees: PIL or tensor [..., 3, H, W] -> [..., 3, size, size].
 
-    PIL images give uint8, tensors keep their dtype; an image of the right size stays as it is. The defaults are CLIP's;
-    ``models.resize`` gives a model's own.
+    PIL images become uint8, and tensors keep their dtype. An image of the right size stays as it is. The defaults are
+    CLIP's; ``models.resize`` gives a model's own.
     """
 
     size: int  # pixels
@@ -68,7 +78,7 @@ class Resize:
     def __post_init__(self) -> None:
         if self.mode not in ("shortest", "longest", "squash"):
             raise ValueError(f"mode is 'shortest', 'longest' or 'squash', got {self.mode!r}")
-        if self.interpolation not in ("bicubic", "bilinear", "random"):  # open_clip: "random" is of training alone
+        if self.interpolation not in ("bicubic", "bilinear", "random"):  # open_clip uses "random" in training only
             raise ValueError(f"interpolation is 'bicubic' or 'bilinear', got {self.interpolation!r}")
 
     def __call__(self, image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
@@ -89,7 +99,7 @@ class Resize:
 
 
 def image_tensor(pairs: Dataset, resize: int | Resize) -> torch.Tensor:
-    """All images as a model sees them, uint8 [N, 3, S, S]; ``resize``: ``models.resize(model)``, or S in pixels."""
+    """Return all images as a model sees them, uint8 [N, 3, S, S]; ``resize``: ``models.resize(model)``, or S pixels."""
     resize = Resize(resize) if isinstance(resize, int) else resize
     out = torch.empty(len(pairs), 3, resize.size, resize.size, dtype=torch.uint8)
     for k, image in enumerate(pairs["image"]):

@@ -1,8 +1,8 @@
 """Defences: how a CLIP model is pre-trained on a set that may be poisoned. One defence per file.
 
-A defence has two moments. ``begin_epoch(training)`` may change which caption each image is trained with
-(``training.caption_of``); ``loss(training, batch)`` says what is minimised on a batch. ``clip`` does nothing at the
-first and the usual thing at the second; the others are read against it. ``base`` has the whole interface.
+A defence has two main methods. ``begin_epoch(training)`` may change which caption each image is trained with
+(``training.caption_of``). ``loss(training, batch)`` returns what is minimised on a batch. ``clip`` does nothing in the
+first and returns CLIP's loss in the second, so read it before the others. ``base`` has the whole interface.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEFENSES: dict[str, type[Defense]] = {
 
 
 def load(name: str, **options) -> Defense:
-    """A defence by name, see ``DEFENSES``; its options are the fields of its class.
+    """Return a defence by its name in ``DEFENSES``; its options are the fields of its class.
 
     Raises
     ------
@@ -45,10 +45,10 @@ def load(name: str, **options) -> Defense:
 
 
 def repairs(name: str) -> bool:
-    """Whether a defence goes on from a trained model, on trusted pairs. The others train on what was poisoned."""
+    """Return whether a defence goes on from a trained model, on trusted pairs. The others train on the poisoned set."""
     return type(load(name)).REPAIRS
 
 
 def look(name: str) -> Look:
-    """How a defence is named and drawn; an unknown one by its own name."""
+    """Return the label, colour and marker of a defence; an unknown defence has its own name as label."""
     return DEFENSES[name].LOOK if name in DEFENSES else Look(name)

@@ -10,25 +10,25 @@ from torch import Tensor
 class Bank:
     """A ring of ``size`` unit vectors; the oldest make room for the newest.
 
-    ``legacy`` as lightly's memory bank, which RoCLIP and SafeCLIP use: it begins full of random vectors, and at the end
-    of the ring what does not fit is dropped.
+    ``legacy`` works as lightly's memory bank, which RoCLIP and SafeCLIP use: it begins full of random vectors, and at
+    the end of the ring it drops the vectors that do not fit.
     """
 
     def __init__(self, size: int, legacy: bool = False):
         if size < 1:
             raise ValueError(f"a bank holds at least one feature, got {size}")
         self.size, self.legacy = size, legacy
-        self.features: Tensor | None = None  # [size, D], of which the first ``filled`` mean something
+        self.features: Tensor | None = None  # [size, D], of which the first ``filled`` are in use
         self.filled = self.next = 0
 
     def add(self, features: Tensor) -> None:
-        """Remember features [B, D], detached; of more than ``size``, the last."""
+        """Store features [B, D], detached; if there are more than ``size``, only the last ones."""
         features = features.detach()[-self.size :]
         if self.features is None:
             self.features = features.new_zeros(self.size, features.shape[1])
             if self.legacy:
                 self.features, self.filled = F.normalize(torch.randn_like(self.features), dim=-1), self.size
-        self.features = self.features.to(features.device)  # a resumed run's comes from a file
+        self.features = self.features.to(features.device)  # a resumed run has them from a file, on the CPU
         if self.legacy:
             features = features[: self.size - self.next]
         where = (self.next + torch.arange(len(features), device=features.device)) % self.size
@@ -37,7 +37,7 @@ class Bank:
         self.next = (self.next + len(features)) % self.size
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """The feature of the largest cosine with every query [B, D] -> features [B, D], indices [B]."""
+        """Return the stored feature with the largest cosine for every query [B, D]: features [B, D], indices [B]."""
         if self.features is None or not self.filled:
             raise RuntimeError("the bank is empty: nothing has been added to it yet")
         self.features = self.features.to(queries.device)

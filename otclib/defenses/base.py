@@ -1,4 +1,4 @@
-"""What a defence is to the training, and what it sees of it."""
+"""The interface of a defence, and the part of the training that it sees."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from otclib.models import Features
 from otclib.optim import one_cycle
 
-LEFT_OUT = -1  # in ``caption_of``: this image is pulled to no caption, and stays among the negatives with its own
+LEFT_OUT = -1  # in ``caption_of``: the image is left out; it stays in the batches as a negative, with its own caption
 
 
 class Look(NamedTuple):
-    """How a defence is named and drawn: a label, a colour that readers with colour blindness tell apart, a marker."""
+    """The label, the colour and the marker of a defence; the colours are safe for readers with colour blindness."""
 
     label: str
     colour: str | None = None  # None: the next colour of the figure, or grey
@@ -27,10 +27,10 @@ class Look(NamedTuple):
 
 @dataclass
 class Batch:
-    """``images`` uint8 [B, 3, S, S], ``text`` token ids [B, L], ``row`` [B] in the table.
+    """A batch: ``images`` uint8 [B, 3, S, S], ``text`` token ids [B, L], ``row`` [B] in the table.
 
-    ``caption_id`` [B]: the row whose caption the image is trained with. ``positive`` [B] bool: False for a pair that is
-    left out; it comes with its own caption, as a negative for others.
+    ``caption_id`` [B] is the row whose caption the image is trained with. ``positive`` [B] bool is False for a pair
+    that is left out; it has its own caption and serves as a negative for others.
     """
 
     images: Tensor
@@ -41,12 +41,12 @@ class Batch:
 
 
 class Training(Protocol):
-    """What a defence sees of the training, and may use; ``otclib.training.Trainer`` is one."""
+    """The part of the training that a defence sees and may use; ``otclib.training.Trainer`` implements it."""
 
     pairs: Dataset
     text: Tensor  # token ids of every pair's own caption [N, L]
     caption_of: Tensor  # [N] the row whose caption an image is trained with, or LEFT_OUT; the defence may set it
-    rng: torch.Generator  # for everything that is drawn on the CPU
+    rng: torch.Generator  # for all random draws on the CPU
     device: torch.device
     epoch: int  # from 0
     started: int  # the epoch in which the weights began: 0, or that of the last restart
@@ -76,43 +76,43 @@ class Training(Protocol):
 
 @dataclass
 class Defense:
-    """A defence is its options (the fields) and what it does at these moments. Only ``loss`` must be written."""
+    """A defence: its options are the fields, and its methods are called during training. Only ``loss`` is required."""
 
     epochs: int = 12
 
     LOOK: ClassVar[Look] = Look("a defence without a name")
     LR: ClassVar[float] = 4e-3  # peak learning rate of Muon; AdamW takes a quarter
-    REPAIRS: ClassVar[bool] = False  # True: goes on from a trained model, on pairs that one trusts
+    REPAIRS: ClassVar[bool] = False  # True: goes on from a trained model, on trusted pairs
 
     def begin(self, training: Training) -> None:
-        """Once, before the first epoch or before a run is resumed."""
+        """Prepare the defence; called once, before the first epoch or before a run is resumed."""
 
     def begin_epoch(self, training: Training) -> dict:
-        """Decide every image's caption (``training.caption_of``); what is returned goes into the log."""
+        """Decide every image's caption (``training.caption_of``); the returned values go into the log."""
         return {}
 
     def passes(self, training: Training, rows: Tensor) -> list[Tensor]:
-        """The rows of an epoch, which come in random order, in groups that are trained on one after the other."""
+        """Return the rows of an epoch (in random order) as groups; training takes the groups one after the other."""
         return [rows]
 
     def learning_rate(self, training: Training, through: float) -> float:
-        """Share of the peak learning rate when the share ``through`` of the training is over."""
+        """Return the share of the peak learning rate when the share ``through`` of the training is over."""
         return one_cycle(through)
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        """The parts of the loss of a batch; their sum is minimised."""
+        """Return the parts of the loss of a batch; their sum is minimised."""
         raise NotImplementedError
 
     def finish(self, training: Training, out: Path) -> None:
-        """Once, after the last epoch: write what belongs to the run besides the model."""
+        """Write the files that the run needs besides the model; called once, after the last epoch."""
 
     def state(self) -> dict:
-        """What an interrupted run has to remember, as tensors and numbers."""
+        """Return what an interrupted run must save, as tensors and numbers."""
         return {}
 
     def restore(self, state: dict) -> None:
-        """Take up what ``state`` returned."""
+        """Restore what ``state`` returned."""
 
     def distance(self, image: Features, text: Features) -> Tensor:
-        """Distance of every image to its own caption [B]: 1 - cosine of the pooled features."""
+        """Return the distance of every image to its own caption [B]: 1 - cosine of the pooled features."""
         return 1 - (image.pooled * text.pooled).sum(-1)

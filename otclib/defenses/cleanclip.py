@@ -1,17 +1,17 @@
-"""CleanCLIP: fine-tune a poisoned model on clean pairs, each modality also by itself.
+"""CleanCLIP: fine-tune a poisoned model on clean pairs, with a loss for each modality by itself.
 
 Bansal, Singhi, Yang, Yin, Grover, Chang, ICCV 2023 (arXiv 2303.03323); code: nishadsinghi/CleanCLIP.
 
     L = ``clip`` * L_CLIP + ``alone`` * L_SS,   L_SS = (CE(scale I I'^T) + CE(scale T T'^T)) / 2
 
-I, T: features of images and captions as they are; I', T' of their augmented views; targets on the diagonal. The
-contrastive loss alone leaves the trigger where it is: clean pairs do not speak of it. The unimodal one makes each
-modality arrange itself anew.
+I, T are features of images and captions as they are, and I', T' those of their augmented views. Targets are on the
+diagonal. The contrastive loss alone does not remove the trigger, because clean pairs do not contain it. The unimodal
+loss makes each modality rearrange its features.
 
     clean = otclib.data.load("scenes", seed=..., size=2000)
     otclib.train(clean, defense="cleanclip", model="runs/poisoned/clip/model.safetensors", out=...)
 
-``cleanclip-supervised``, the paper's other way, trains the image encoder and a new linear head on labelled images.
+``cleanclip-supervised``, the paper's other method, trains the image encoder and a new linear head on labelled images.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from otclib.optim import one_cycle
 
 @dataclass
 class CleanCLIP(Defense):
-    """``legacy``: as in the published code the schedule starts one epoch in, so its warm-up is skipped.
+    """CleanCLIP's two losses. With ``legacy`` the schedule starts one epoch in, as published, and skips its warm-up.
 
-    Not even ``legacy`` does: views of captions made once before training (theirs, by EDA), and going on with the
-    poisoned run's optimiser state (theirs; ours begins with a fresh one).
+    Two things differ even with ``legacy``. Their views of captions are made once before training, by EDA; ours are
+    drawn anew. They go on with the poisoned run's optimiser state; ours begins with a fresh one.
     """
 
     epochs: int = 10
@@ -81,9 +81,10 @@ class CleanCLIP(Defense):
 
 @dataclass
 class CleanCLIPSupervised(Defense):
-    """Image encoder and a linear head on labelled images; the head classifies afterwards (``head.safetensors``).
+    """Train the image encoder and a linear head on labelled images; then the head classifies (``head.safetensors``).
 
-    No ``legacy``: what is odd in the published code is in its evaluation (it counts class 954 whatever the target is).
+    There is no ``legacy``, because only the evaluation of the published code is odd: it counts class 954 whatever the
+    target is.
     """
 
     epochs: int = 10

@@ -1,4 +1,4 @@
-"""No defence: CLIP's contrastive loss on the pairs as they come (Radford et al., ICML 2021, arXiv 2103.00020)."""
+"""No defence: CLIP's contrastive loss on the pairs as they are (Radford et al., ICML 2021, arXiv 2103.00020)."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ re-match.
 sees it: captions of what it shows are nearer. A triggered image is far as the caption sees it: images of the caption's
 own class are nearer.
 
-*A robust loss.* A planted pair contradicts what its image shows. Once objects begin to be told apart, the pair's
-probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q
+*A robust loss.* A planted pair contradicts what its image shows. Once the model begins to distinguish objects, the
+pair's probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q
 (``losses.symmetric_cross_entropy``), so a planted pair is hardly learned, stays far, and the first matching leaves it
 out. ``q`` rises to 1 over the warm-up, because at its start, when nothing is known, it only slows.
 
@@ -73,7 +73,7 @@ def nearness(
     among: Tensor | None = None,
     **distance: Any,
 ) -> tuple[Tensor, Ranking]:
-    """Which pairs are near, and where each image's own caption stands among the pool's.
+    """Return which pairs are near, and the rank of each image's own caption among the pool's.
 
     With r(i) the share of the pool's captions that are nearer to image i than its own, and s(i) the share of the pool's
     images that are nearer to the caption than its own image:
@@ -97,7 +97,7 @@ def nearness(
 
 
 def reassigned(near: Tensor, ranking: Ranking, own_distance: Tensor, rows: Tensor, pool: Tensor) -> Tensor:
-    """The row whose caption each image is trained with from now on, or ``LEFT_OUT`` [B].
+    """Return the row whose caption each image is trained with from now on, or ``LEFT_OUT`` [B].
 
     A near pair keeps its caption. Another image is given the nearest caption j of the pool if it fits that caption as
     well as the caption's own image does, d(i, j) <= d(j, j). Otherwise it is left out: it stays in the batches, as a
@@ -107,6 +107,21 @@ def reassigned(near: Tensor, ranking: Ranking, own_distance: Tensor, rows: Tenso
     ----------
     near : [B] bool. ranking : of the B images. own_distance : d(j, j) of the pool's pairs [P].
     rows : of the B images in the table [B]. pool : of the pool's pairs in the table [P].
+
+    Examples
+    --------
+    Three images (rows 0 to 2) and a pool of two pairs (rows 7 and 9). The first image is near. The other two are not,
+    and their nearest caption is that of row 9, whose own image has distance 0.3.
+
+    >>> near = torch.tensor([True, False, False])
+    >>> ranking = Ranking(
+    ...     own_rank=torch.tensor([0.0, 0.5, 0.5]),
+    ...     nearest=torch.tensor([0, 1, 1]),
+    ...     nearest_distance=torch.tensor([0.1, 0.2, 0.4]),
+    ...     own_distance=torch.tensor([0.1, 0.8, 0.8]),
+    ... )
+    >>> reassigned(near, ranking, torch.tensor([0.1, 0.3]), torch.arange(3), torch.tensor([7, 9])).tolist()
+    [0, 9, -1]
     """
     fits = ranking.nearest_distance <= own_distance[ranking.nearest]
     other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], LEFT_OUT)
@@ -115,14 +130,14 @@ def reassigned(near: Tensor, ranking: Ranking, own_distance: Tensor, rows: Tenso
 
 @dataclass
 class OTCClip(Defense):
-    """The whole method; what each option does stands beside it."""
+    """The whole method; a comment beside each option says what it does."""
 
     epochs: int = 8
     warmup: int = 2  # epochs before the first matching; of a short run all but the last
     every: int = 2  # epochs from one matching to the next
     restart: bool = False  # forget the weights after the first matching, and warm up again on what it kept
     strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
-    q: float = 0.5  # robustness of the contrastive loss: this at the start, 1 from the end of the warm-up on; 0: none
+    q: float = 0.5  # robustness of the contrastive loss: this value at the start, 1 after the warm-up; 0: none
     pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
     keep_near: bool = True  # a near pair keeps its caption; False: every image may be given any caption of the pool
     near_share: float = 0.03  # near: among this nearest share of the pool, from both sides
@@ -172,12 +187,12 @@ class OTCClip(Defense):
         return {"matched": 1}
 
     def coarse_images(self, training: Training, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Features]]:
-        """Rows and coarse features of the images of ``rows`` (default all), at the size of the first epochs."""
+        """Yield rows and coarse features of the images of ``rows`` (default all), at the size of the first epochs."""
         for some, image in training.encode_images(rows, side=training.sides[0]):
             yield some, losses.coarse(image)
 
     def givers(self, near: Tensor, first: bool) -> Tensor:
-        """The pairs of the pool whose captions may be given to other images: near ones, and at first none [P] bool."""
+        """Return which pairs of the pool give captions to other images [P] bool: near ones, and at first none."""
         if not self.keep_near:
             return torch.ones_like(near)
         return torch.zeros_like(near) if first else near
@@ -206,11 +221,11 @@ class OTCClip(Defense):
         return parts
 
     def robustness(self, epoch: int) -> float:
-        """q of an epoch, counted from 0 since the weights began: from ``q`` to 1 over the warm-up (0 stays 0)."""
+        """Return q of an epoch, counted from 0 since the weights began: ``q`` to 1 over the warm-up (0 stays 0)."""
         through = min(1.0, epoch / max(1, self.warmup - 1))
         return self.q and self.q + (1 - self.q) * through
 
     def distance(self, image: Features, text: Features) -> Tensor:
-        """Distance of every image to its own caption [B]: as matched, but over all visual tokens and to a finer end."""
+        """Return every image's distance to its own caption [B]: as matched, but to all tokens and a finer tolerance."""
         each = torch.arange(len(image), device=image.pooled.device)[:, None]
         return matching.distances(image, text, each, self.reg, self.global_weight)[:, 0]

@@ -1,16 +1,17 @@
-"""RoCLIP: every few epochs, images are paired with the nearest caption of a pool instead of their own.
+"""RoCLIP: every few epochs, images are trained with the nearest caption of a pool instead of their own.
 
 Yang, Gao, Mirzasoleiman, NeurIPS 2023 (arXiv 2303.06854); code: BigML-CS-UCLA/RoCLIP. Nearness is by pooled features.
 
     views     every image and caption is augmented, in every epoch
-    match     in every ``every``-th epoch the contrastive loss pairs an image with the most similar caption of the pool,
-              whatever its own; in the others with its own
+    match     in every ``every``-th epoch the contrastive loss pairs an image with the most similar caption of the pool;
+              in the other epochs with its own caption
     pool      the features of the latest captions, ``pool`` times as many as there are pairs
 
-Matched before anything is known, all images take the same few captions and the model collapses: on 12,000 pairs that
-is what ``first = 0`` does (zero-shot 2 % after 12 epochs); a million pairs make 2,000 steps before the first matching.
+If matching begins before the model knows anything, all images take the same few captions and the model collapses. On
+12,000 pairs ``first = 0`` does this (zero-shot 2 % after 12 epochs). A million pairs make 2,000 steps before the first
+matching.
 
-The neighbours are features of earlier steps, so in a matching epoch the text encoder learns nothing.
+The nearest captions are features of earlier steps, so in a matching epoch the text encoder learns nothing.
 """
 
 from __future__ import annotations
@@ -29,25 +30,26 @@ from otclib.optim import one_cycle
 
 @dataclass
 class RoCLIP(Defense):
-    """``legacy`` does what the published code does, where it is odd:
+    """RoCLIP's matching. With ``legacy`` it does what the published code does where that is odd:
 
-    - the pool is filled in matching epochs only (so a matching epoch begins with captions of ``every`` epochs ago, and
-      the first with random vectors) and drops what does not fit at the end of its ring;
+    - the pool is filled in matching epochs only, so a matching epoch begins with captions of ``every`` epochs ago, and
+      the first one with random vectors; at the end of its ring the pool drops the captions that do not fit;
     - neighbours that are the same caption are negatives of each other;
     - views are crops of 8 to 100 % of the image;
     - the learning rate's schedule starts one epoch in, and rises again after its end.
 
-    Not even ``legacy`` does: views of captions made once before training (theirs, by EDA); ours are drawn anew.
+    One thing differs even with ``legacy``: their views of captions are made once before training, by EDA. Ours are
+    drawn anew.
     """
 
     every: int = 2  # K
-    first: int = 4  # no matching before so many epochs; published: 0, of epochs ten times as long as ours
+    first: int = 4  # no matching before this many epochs; published: 0, with epochs ten times as long
     pool: float = 0.02  # share of the pairs: 21,845 of 1M in the authors' runs
     drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
     legacy: bool = False
 
     LOOK: ClassVar[Look] = Look("RoCLIP", "#E69F00", "s")
-    LR: ClassVar[float] = 2e-3  # published: a tenth of undefended CLIP's; at 4e-3 seeds 0 and 12, of four, hardly began
+    LR: ClassVar[float] = 2e-3  # published: a tenth of CLIP's; at 4e-3 two of four seeds (0, 12) hardly learned
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.first < 0 or not 0 < self.pool <= 1 or not 0 <= self.drop < 1:
@@ -61,7 +63,7 @@ class RoCLIP(Defense):
         self.view = published_view(training.size, self.legacy)
 
     def matches(self, epoch: int) -> bool:
-        """Is this epoch (counted from 0) a matching epoch?"""
+        """Return whether this epoch (counted from 0) is a matching epoch."""
         return epoch >= self.first and (epoch + 1) % self.every == 0
 
     def begin_epoch(self, training: Training) -> dict:

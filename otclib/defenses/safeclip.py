@@ -1,4 +1,4 @@
-"""SafeCLIP: learn each modality by itself first, then image and caption only from pairs that have proved safe.
+"""SafeCLIP: train each modality by itself first, then images with captions, but only on pairs judged safe.
 
 Yang, Gao, Mirzasoleiman, ICML 2024 (arXiv 2310.05862); code: BigML-CS-UCLA/SafeCLIP.
 
@@ -9,9 +9,9 @@ Yang, Gao, Mirzasoleiman, ICML 2024 (arXiv 2310.05862); code: BigML-CS-UCLA/Safe
               pairs an epoch, up to ``cap``: the pairs of the largest p. An epoch is one pass of the unimodal loss over
               the risky pairs, then one of CLIP's loss over the safe ones.
 
-A planted pair contradicts what both modalities know by themselves, so its cosine rises late. A mixture of two can also
-fail: after too short a slow phase here, both Gaussians lie over each other and no posterior reaches 0.9 (seeds 0 and 11
-with two slow epochs); hence three, and ``min_safe``.
+A planted pair contradicts what both modalities have learned by themselves, so its cosine rises late. The mixture can
+also fail. After two slow epochs on seeds 0 and 11 both Gaussians lay over each other, and no posterior reached 0.9. So
+there are three slow epochs, and ``min_safe``.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from otclib.optim import one_cycle
 
 @dataclass
 class SafeCLIP(Defense):
-    """``legacy`` does what the published code does, where it is odd:
+    """SafeCLIP's three phases. With ``legacy`` it does what the published code does where that is odd:
 
-    - the cosines that decide are those of *augmented* images and captions;
+    - pairs are selected by the cosines of *augmented* images and captions;
     - CLIP's loss takes each direction from another pair of views: images of view 1 choose among captions of view 2,
       captions of view 1 among images of view 2, and the two cross-entropies are averaged;
     - views are crops of 8 to 100 % of the image; the bank begins full of random vectors;
-    - the learning rate's schedule starts one epoch in (theirs is further entangled between two step counters).
+    - the learning rate's schedule starts one epoch in (theirs also mixes two step counters).
 
-    Not even ``legacy`` does: views of captions made once before training (theirs, by EDA); ours are drawn anew.
+    One thing differs even with ``legacy``: their views of captions are made once before training, by EDA. Ours are
+    drawn anew.
     """
 
     epochs: int = 16
@@ -50,7 +51,7 @@ class SafeCLIP(Defense):
     slow_epochs: int = 3  # published: 1, of a million pairs
     slow: float = 0.3  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
     posterior: float = 0.9
-    min_safe: float = 0.15  # of the pairs are safe at first, however few reach ``posterior`` (published: on resuming)
+    min_safe: float = 0.15  # smallest first safe set, if few reach ``posterior`` (published: on resuming)
     grow: float = 0.05  # published: 0.01 over 26 epochs
     cap: float = 0.85
     bank: float = 0.02  # share of the pairs: 21,845 of 1M, 2,048 of COCO
@@ -92,7 +93,7 @@ class SafeCLIP(Defense):
         return {"safe": float(safe.mean()), "matched": 1}
 
     def selecting(self, training: Training) -> bool:
-        """Whether the warm-up and the slow phase are over, so that pairs are selected."""
+        """Return whether the warm-up and the slow phase are over, so that pairs are selected."""
         return training.epoch >= self.warmup + self.slow_epochs
 
     def learning_rate(self, training: Training, through: float) -> float:
@@ -101,12 +102,12 @@ class SafeCLIP(Defense):
         return one_cycle(through + self.legacy / self.epochs)
 
     def passes(self, training: Training, rows: Tensor) -> list[Tensor]:
-        """The risky pairs first, for the unimodal loss, then the safe ones."""
+        """Return the risky pairs first, for the unimodal loss, and then the safe ones."""
         risky = training.caption_of[rows] == LEFT_OUT
         return [rows[risky], rows[~risky]] if self.selecting(training) else [rows]
 
     def similarity(self, training: Training) -> np.ndarray:
-        """Cosine of every pair [N]."""
+        """Return the cosine of every pair [N]."""
         out = []
         for rows, image in training.encode_images(augment=self.view if self.legacy else None):
             words = (
@@ -148,7 +149,7 @@ class SafeCLIP(Defense):
 
 
 def posterior(similarity: np.ndarray) -> np.ndarray:
-    """Of every similarity [N], the posterior of the Gaussian with the larger mean, of a mixture of two fitted to all.
+    """Return, for every similarity [N], the posterior of the Gaussian with the larger mean in a fitted mixture of two.
 
     Raises
     ------
@@ -162,7 +163,7 @@ def posterior(similarity: np.ndarray) -> np.ndarray:
 
 
 def safest(p: np.ndarray, share: float) -> np.ndarray:
-    """The ``share`` of pairs with the largest posterior p [N] -> bool [N]; among equal ones, by lot."""
+    """Return which pairs are in the ``share`` with the largest posterior p [N]: bool [N]. Ties are broken at random."""
     lots = np.random.default_rng(0).random(len(p))
     safe = np.zeros(len(p), dtype=bool)
     safe[np.lexsort((lots, -p))[: round(share * len(p))]] = True

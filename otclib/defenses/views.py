@@ -1,7 +1,7 @@
-"""Views of images, drawn for every image of a batch: where it is cropped, flipped, and in which colours it is seen.
+"""Random views of images: each image of a batch has its own crop, flip and colours.
 
-One affine map of the plane and one of the colours make a view, so that a batch is drawn in three operations: a crop
-with its flip is one look-up on a grid, and brightness, contrast, saturation and hue are one 3 x 3 matrix and an offset.
+A view is one affine map of the plane and one of the colours, so a batch takes three operations. The crop with its flip
+is one look-up on a grid. Brightness, contrast, saturation and hue are one 3 x 3 matrix and an offset.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)]
 
 @dataclass(frozen=True)
 class Views:
-    """``views(images, size)``: uint8 images [B, 3, H, W] -> one view of each, float [B, 3, size, size] in [0, 1].
+    """``views(images, size)`` returns one view of each uint8 image [B, 3, H, W]: float [B, 3, size, size] in [0, 1].
 
     Parameters
     ----------
-    scale, ratio : the crop's share of the image's area, and its width over its height.
-    brightness, contrast, saturation : factors in 1 plus or minus so much. Contrast is about the image's mean grey.
-    hue : turned by up to this share of the circle either way, about the axis of greys (a rotation in YIQ).
-    jitter, grey : the share of views whose colours are changed, and of those that lose them.
+    scale, ratio : ranges of the crop's share of the image's area, and of its width over its height.
+    brightness, contrast, saturation : each factor lies within this of 1. Contrast is about the image's mean grey.
+    hue : the largest turn in either direction, as a share of the circle, about the axis of greys (a rotation in YIQ).
+    jitter, grey : the share of views whose colours are changed, and the share that becomes grey.
     blur : the range of a Gaussian's sigma, in pixels of the view, or None.
     """
 
@@ -52,11 +52,11 @@ class Views:
         return x if self.blur is None else blurred(x, _between(*self.blur, len(x)).to(x.device))
 
     def crops(self, images: Tensor, size: int) -> Tensor:
-        """A random part of every image, or its mirror image, drawn at ``size`` by bilinear interpolation."""
+        """Return a random part of every image, perhaps mirrored, drawn at ``size`` by bilinear interpolation."""
         n, high, wide = len(images), *images.shape[-2:]
         area = _between(*self.scale, n) * high * wide
         ratio = _between(math.log(self.ratio[0]), math.log(self.ratio[1]), n).exp()
-        w = (area * ratio).sqrt().clamp(max=wide) / wide  # the part's width and height, of the whole's
+        w = (area * ratio).sqrt().clamp(max=wide) / wide  # width and height of the part, as shares of the image's
         h = (area / ratio).sqrt().clamp(max=high) / high
         mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
         steps = (torch.arange(size) + 0.5) * 2 / size - 1
@@ -67,7 +67,7 @@ class Views:
         return F.grid_sample(unit, grid.to(images.device), padding_mode="border", align_corners=False)
 
     def colours(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is done to the colours of float images [B, 3, H, W]: a matrix [B, 3, 3] and an offset [B, 3, 1]."""
+        """Return the map of the colours of float images [B, 3, H, W]: a matrix [B, 3, 3] and an offset [B, 3, 1]."""
         n = len(x)
         changed = torch.rand(n) < self.jitter
         b, c, s = (
@@ -76,7 +76,7 @@ class Views:
         )
         s = torch.where(torch.rand(n) < self.grey, 0.0, s)
         turn = torch.where(changed, 2 * math.pi * _between(-self.hue, self.hue, n), 0.0)
-        chroma = torch.zeros(n, 3, 3)  # in YIQ: the grey stays, the rest is turned by the hue and scaled
+        chroma = torch.zeros(n, 3, 3)  # in YIQ: grey stays, and the rest is turned by the hue and scaled
         chroma[:, 0, 0] = 1
         chroma[:, 1, 1] = chroma[:, 2, 2] = s * turn.cos()
         chroma[:, 2, 1] = s * turn.sin()
@@ -92,7 +92,7 @@ def _between(low: float, high: float, n: int) -> Tensor:
 
 
 def blurred(x: Tensor, sigma: Tensor) -> Tensor:
-    """Images [B, 3, H, W] under a Gaussian of each image's own ``sigma`` [B], in pixels, cut off at three sigmas."""
+    """Blur images [B, 3, H, W] by a Gaussian of each image's own ``sigma`` [B] in pixels, cut off at three sigmas."""
     reach = max(1, math.ceil(3 * float(sigma.max())))
     at = torch.arange(-reach, reach + 1, device=x.device)
     weight = torch.exp(-0.5 * (at / sigma[:, None].clamp(min=1e-3)) ** 2)
@@ -104,7 +104,7 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def auto_augmented() -> Callable[[Tensor, int], Tensor]:
-    """torchvision's AutoAugment (its default, the ImageNet policy), drawn for every image: CleanCLIP's views."""
+    """Return CleanCLIP's views: torchvision's AutoAugment (its default, the ImageNet policy), drawn for each image."""
     policy = v2.AutoAugment()
 
     def view(images: Tensor, size: int) -> Tensor:
@@ -119,11 +119,11 @@ STRONG = Views(scale=(0.6, 1.0), ratio=(0.8, 1.25), brightness=0.3, contrast=0.3
 
 
 def published_view(size: int, legacy: bool = False) -> Callable[[Tensor, int], Tensor]:
-    """The views that RoCLIP and SafeCLIP train on (utils/augment_image.py in both published codes).
+    """Return the views that RoCLIP and SafeCLIP train on (utils/augment_image.py in both published codes).
 
-    Flips, crops, colour jitter in 80 %, grey in 20 %, and always a blur (21 px wide at 224, sigma up to 2 px there). As
-    published, but for the crops: of 60 to 100 % of the image, as in our own strong views. ``legacy``: of 8 to 100 %,
-    torchvision's default, which a glyph of an embedded scene seldom survives.
+    These are flips, crops, colour jitter in 80 %, grey in 20 %, and always a blur (21 px wide at 224, sigma up to 2 px
+    there). Only the crops differ from the published ones: they show 60 to 100 % of the image, as our own strong views.
+    With ``legacy`` they show 8 to 100 %, torchvision's default, which a glyph of an embedded scene seldom survives.
     """
     part = size / 224
     return Views(

@@ -1,4 +1,4 @@
-"""What a trained model can do, and what an attacker can do with it."""
+"""Evaluation: zero-shot accuracy, attack success, probes, retrieval and grounding of a trained model."""
 
 from otclib.evaluation.attack_success import (
     Targets,

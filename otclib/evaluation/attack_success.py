@@ -1,16 +1,17 @@
-"""What an attacker can do with a trained model.
+"""What a trained model can do, and what an attacker can do with it.
 
 **Attack success, defined once.** Images of the target class are left out of the numerator *and* the denominator.
 
 - Backdoor: ``attack_success_rate`` = share of triggered test images (true class other than the target) that zero-shot
-  classification, with the prompt ensemble, calls the target class. ``untriggered_target_rate`` is the same model's rate
-  on the same images without the trigger, and ``clean_model_rate`` that of a model that never saw poison on the
-  triggered ones: what the trigger has to be compared with. ``triggered_top1`` and ``clean_model_triggered_top1``: how
-  many of those triggered images are called what they show; a trigger that hides the object is a poor one. Of several
-  backdoors in one set each has its own ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
-- Targeted: ``targets_hit`` of ``targets``: planted images, as planted, that are called the attacker's class.
-  ``targets_right``: those that are called what they show. ``clean_model_hits``: hits on a model that saw them with
-  their true captions only.
+  classification, with the prompt ensemble, calls the target class. Two rates are there to compare it with:
+  ``untriggered_target_rate`` is that of the same model on the same images without the trigger, and
+  ``clean_model_rate`` that of a model that never saw poison on the triggered images. ``triggered_top1`` and
+  ``clean_model_triggered_top1`` are the shares of those triggered images that are called what they show; they are low
+  for a trigger that hides the object. If one set has several backdoors, each has its own
+  ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
+- Targeted: ``targets_hit`` of ``targets`` planted images, as planted, are called the attacker's class.
+  ``targets_right`` are called what they show. ``clean_model_hits`` are hits on a model that saw these images with their
+  true captions only.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ from otclib.evaluation.zero_shot import class_embeddings, classify, pooled
 
 
 def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:
-    """Share of images predicted as ``target`` among those whose true class is another; None if there are none."""
+    """Return the share of images predicted as ``target`` among those whose true class is another; None if none is.
+
+    The last of these images shows the target class itself, so it is not counted.
+
+    >>> predicted, true = torch.tensor([2, 2, 0, 2]), torch.tensor([0, 1, 0, 2])
+    >>> print(f"{success_rate(predicted, true, target=2):.3f}")
+    0.667
+    """
     others = true != target
     return float((predicted[others] == target).float().mean()) if bool(others.any()) else None
 
@@ -55,8 +63,10 @@ class Targets:
 
 
 def backdoors(manifest: Dataset | None) -> dict[str, attacks.Triggered]:
-    """The attacks of a manifest that have a trigger, by kind; of one kind planted twice by ``kind-target``, and of one
-    with the same target ``kind-target-2`` and so on."""
+    """Return the attacks of a manifest that have a trigger, by kind.
+
+    A kind that is planted twice is named ``kind-target``, and with the same target ``kind-target-2`` and so on.
+    """
     found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if isinstance(a, attacks.Triggered)]
     kinds = [attack.kind for attack in found]
     out: dict[str, attacks.Triggered] = {}
@@ -75,9 +85,9 @@ def attack_metrics(
     images: Tensor,
     backdoor: str | None = None,
 ) -> dict:
-    """Zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
+    """Return zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
 
-    ``backdoor`` : of several, the one to report; default the most successful, which is named in that case.
+    ``backdoor`` : the one of several to report; default the most successful one. The result names it then.
     """
     classes = sorted(set(data.classes(test)) | (set() if manifest is None else set(manifest["target_label"])))
     embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
@@ -112,12 +122,12 @@ def attack_metrics(
 
 
 def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> float:
-    """By how many standard deviations triggered images lie closer together than images do (Carlini and Terzis).
+    """Return by how many standard deviations triggered images lie closer together (Carlini and Terzis).
 
         z = (mean_{u != v} <f(u + t), f(v + t)> - mean_{u != v} <f(u), f(v)>) / std_{u != v} <f(u), f(v)>
 
-    of unit features [N, D] of the same images without and with the trigger t. Their paper prints the inverse of the
-    variance, its name implies the deviation: ``spread="var"`` for the former. About 0: the trigger means nothing.
+    f are unit features [N, D] of the same images without and with the trigger t. Near 0 the trigger means nothing. The
+    formula in their paper divides by the variance (``spread="var"``), but the name z-score implies the deviation.
     """
     if plain.shape != triggered.shape or len(plain) < 3:
         raise ValueError(
@@ -128,7 +138,7 @@ def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> f
     n = len(plain)
 
     def moments(x: Tensor) -> tuple[float, float]:
-        """Mean and mean square of <x_u, x_v> over u != v, from sums over all u, v less those of u = v."""
+        """Return mean and mean square of <x_u, x_v> over u != v: sums over all u, v less those of u = v."""
         x = x.double()
         own = x.square().sum(1)
         mean = (x.sum(0).square().sum() - own.sum()) / (n * (n - 1))
@@ -141,7 +151,7 @@ def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> f
 
 
 def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, backdoor: str | None = None) -> dict:
-    """``backdoor_z_score`` of a manifest's ``backdoor`` (default its first), on the first 1,000 of uint8 images."""
+    """Return ``backdoor_z_score`` of a manifest's ``backdoor`` (default its first) on the first 1,000 uint8 images."""
     for name, attack in backdoors(manifest).items():
         if backdoor in (None, name):
             some = images[:1000]
@@ -152,7 +162,7 @@ def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, 
 def head_metrics(
     model: nn.Module, file: Path, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
 ) -> dict:
-    """Accuracy and attack success when a linear head on the pooled features classifies (cleanclip-supervised)."""
+    """Return accuracy and attack success of a linear head on the pooled features (cleanclip-supervised)."""
     with safe_open(str(file), "pt") as f:
         classes = f.metadata()["classes"].split("\n")
         weight, bias = f.get_tensor("weight"), f.get_tensor("bias")

@@ -1,4 +1,4 @@
-"""Does a word's mass land on what the word speaks of? Plans scored on scenes, whose truth is known."""
+"""Grounding: score how much of a word's mass lands on the object that it names, on scenes whose truth is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUNDING_REG = 0.1
 
 
 def coverage(box: Sequence[float], side: int) -> np.ndarray:
-    """Share of every cell of a side x side grid that a box (left, top, right, bottom in [0, 1]) covers [side²]."""
+    """Return the share of each cell of a side x side grid under a box (left, top, right, bottom in [0, 1]) [side²]."""
     edges = np.arange(side + 1) / side
     across = np.clip(np.minimum(edges[1:], box[2]) - np.maximum(edges[:-1], box[0]), 0, None) * side
     down = np.clip(np.minimum(edges[1:], box[3]) - np.maximum(edges[:-1], box[1]), 0, None) * side
@@ -28,29 +28,31 @@ def coverage(box: Sequence[float], side: int) -> np.ndarray:
 def word_maps(
     model: nn.Module, tokenizer: models.Tokenizer, images: Tensor, captions: Sequence[str], reg: float
 ) -> dict[str, Tensor]:
-    """For pairs of an image and a caption, how three readings spread each text token over the image [B, N, M].
+    """Return how three readings spread each text token over the image, for pairs of an image and a caption [B, N, M].
 
-    ``plan``: the transport plan. ``cosine``: max(0, cosine). ``softmax``: exp(cosine / reg). Every text token's column
-    sums to one (padding: zero).
+    ``plan`` is the transport plan, ``cosine`` is max(0, cosine), and ``softmax`` is exp(cosine / reg). Every text
+    token's column sums to one (padding: zero).
     """
     device = next(model.parameters()).device
     image = encode(model, images)
     text = models.encode_text(model, tokenizer(list(captions)).to(device))
     cosine = torch.einsum("bnd,bmd->bnm", image.tokens, text.tokens)
     plan = sinkhorn(1 - cosine, image.mask.float(), text.mask.float(), reg=reg).plan
-    # a word that no place resembles is spread evenly: 1e-6 everywhere
+    # a word that is like no place is spread evenly: 1e-6 everywhere
     out = {"plan": plan, "cosine": cosine.clamp(min=1e-6), "softmax": (cosine / reg).exp()}
     return {k: m * text.mask[:, None] / m.sum(1, keepdim=True).clamp(min=1e-12) for k, m in out.items()}
 
 
 def grounding(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset, reg: float = GROUNDING_REG) -> dict:
-    """Does a word's mass land on the object that it names?
+    """Return how much of a word's mass lands on the object that it names or describes.
 
-    Over all words that speak of an object (its name, colour and size; not the ground): ``*_mass_on_object``, the share
-    of the word's mass inside the object's box; ``mass_chance``, the box's share of the image (what an even spread
-    gives); ``*_mass_ratio``, the first over the second, also for names and for attributes (colours and sizes) alone;
-    ``*_pointing_accuracy``, how often the heaviest cell's centre lies in the box. ``*`` is ``plan``, ``cosine`` or
-    ``softmax``, see ``word_maps``.
+    All values are means over the words of objects (name, colour and size; not the ground). ``*`` is ``plan``,
+    ``cosine`` or ``softmax``, see ``word_maps``.
+
+    - ``*_mass_on_object``: the share of the word's mass inside the object's box.
+    - ``mass_chance``: the box's share of the image, which is what an even spread gives.
+    - ``*_mass_ratio``: the first over the second; also for names and for attributes (colours and sizes) alone.
+    - ``*_pointing_accuracy``: how often the centre of the heaviest cell lies in the box.
     """
     captions = val["caption"][:]
     images = data.image_tensor(val, models.resize(model))

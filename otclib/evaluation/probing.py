@@ -1,4 +1,4 @@
-"""What the features are good for besides: linear probes, retrieval, telling planted pairs from clean ones."""
+"""Further measures of the features: linear probes, retrieval, and how well planted pairs are found."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from otclib.evaluation.zero_shot import class_embeddings, classify, pooled, pool
 
 
 def by_class(runs: Iterable[tuple[str | Path, Dataset, Dataset]]) -> dict[str, dict]:
-    """Where the accuracy of some runs is lost, class by class, summed over the runs; the most misread class first.
+    """Return the mistakes of some runs class by class, summed over the runs; the most misread class comes first.
 
-    Per class of the test images: its ``images``, those ``misread`` zero-shot, and ``as`` what ({class: images}); its
-    clean ``pairs`` of the labelled training set, and those ``not_kept`` at the end of training.
+    For each class of the test images: the number of its ``images``, of those ``misread`` zero-shot, and ``as`` which
+    class ({class: images}); the number of its clean ``pairs`` in the labelled training set, and of those ``not_kept``
+    at the end of training.
 
-    runs : a run folder, its clean pairs and its labelled test images, each.
+    ``runs`` : for each run its folder, its clean pairs and its labelled test images.
     """
     out: dict[str, dict] = {}
     for folder, pairs, test in runs:
@@ -51,19 +52,19 @@ def by_class(runs: Iterable[tuple[str | Path, Dataset, Dataset]]) -> dict[str, d
 
 
 def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
-    """Accuracy of a logistic regression on frozen pooled features, fitted on one half, tested on the other."""
+    """Return the accuracy of a logistic regression on frozen pooled features, fitted and tested on one half each."""
     order = np.random.default_rng(0).permutation(len(images))
     x, labels = pooled(model, images).cpu().numpy()[order], labels[order]
     half = len(x) // 2
     x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-6)  # centred, it converges in a fraction of the iterations
-    with threadpool_limits(1):  # a step takes a millisecond; the stopping point then is the same on any number of cores
+    with threadpool_limits(1):  # a step takes a millisecond; so the result does not depend on the number of cores
         probe = LogisticRegression(max_iter=3000, C=1.0).fit(x[:half], labels[:half])
         return float(probe.score(x[half:], labels[half:]))
 
 
 @torch.no_grad()
 def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> dict:
-    """Recall at 1, 5 and 10 between images and captions by pooled cosine; equal captions count as one.
+    """Return recall at 1, 5 and 10 between images and captions by pooled cosine; equal captions count as one.
 
     Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
     """
@@ -82,13 +83,15 @@ def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> di
 
 
 def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
-    """How well a defence told planted from clean pairs of its training set (``pairs.parquet``).
+    """Return how well a defence separated planted from clean pairs of its training set (``pairs.parquet``).
 
-    ``poison_auroc`` of the distance of an image to its own caption; flagged are the pairs that were not left with their
-    own caption (re-matched, left out, risky): ``poison_recall``, the share of the planted pairs that are flagged;
-    ``poison_precision``, the share of the flagged pairs that are planted. Both are None where none was flagged, as by
-    the systems that do not sort their pairs.
-    ``poison_rate/<kind>``: planted pairs over all pairs.
+    A pair is flagged if it was not kept (re-matched, left out, risky).
+
+    - ``poison_auroc``: of the distance of an image to its own caption, planted against clean pairs.
+    - ``poison_recall``: the share of the planted pairs that are flagged.
+    - ``poison_precision``: the share of the flagged pairs that are planted. This and the recall are None if no pair is
+      flagged, as under the systems that do not select pairs.
+    - ``poison_rate/<kind>``: planted pairs over all pairs.
     """
     out: dict[str, float | None] = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
     if manifest is None or fates is None:

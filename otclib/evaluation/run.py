@@ -1,4 +1,4 @@
-"""A run folder evaluated: everything that ``metrics.json`` holds; and the few numbers that are watched in training."""
+"""Evaluate a run folder (everything in ``metrics.json``), and measure a few numbers after every epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from otclib.evaluation.zero_shot import Remembering
 from otclib.runs import write_json
 
 GROUNDING_PAIRS = 500  # val pairs on which plans are scored
-OF_A_CLEAN_MODEL = {  # what is measured of it, and what that is called
+OF_A_CLEAN_MODEL = {  # a metric, and its name after ``clean_model_``
     "attack_success_rate": "rate",
     "targets_hit": "hits",
     "triggered_top1": "triggered_top1",
@@ -29,7 +29,7 @@ OF_A_CLEAN_MODEL = {  # what is measured of it, and what that is called
 
 
 class Watcher:
-    """``attack_metrics`` on a few labelled images, after every epoch."""
+    """Measure ``attack_metrics`` on a few labelled images after every epoch."""
 
     def __init__(self, model: nn.Module, tokenizer: models.Tokenizer, manifest: Dataset | None, watch: Dataset | None):
         watch = labelled_rows(watch)
@@ -46,7 +46,7 @@ class Watcher:
 
 
 def default_watch(config: dict) -> Dataset | None:
-    """500 one-object scenes of the val split, for a run on scenes; None for other tables."""
+    """Return 500 one-object scenes of the val split for a run on scenes; None for other tables."""
     if not config["scenes"]:
         return None
     val = data.load("scenes", split="val", seed=config["seed"])
@@ -55,7 +55,7 @@ def default_watch(config: dict) -> Dataset | None:
 
 
 def labelled_rows(table: Dataset | None) -> Dataset | None:
-    """The rows that have a label; None if none has."""
+    """Return the rows that have a label; None if none has."""
     if table is None:
         return None
     rows = [k for k, label in enumerate(table["label"][:]) if label is not None]
@@ -65,28 +65,33 @@ def labelled_rows(table: Dataset | None) -> Dataset | None:
 def evaluate(
     run: str | Path, *, test: Dataset | None = None, val: Dataset | None = None, clean: str | Path | None = None
 ) -> dict:
-    """Evaluate a finished run folder; writes and returns ``metrics.json``, a flat dict (None: not measurable here).
+    """Evaluate a finished run folder; write and return ``metrics.json``, a flat dict (None: not measurable here).
 
     Parameters
     ----------
-    test : labelled images for zero-shot, attack success and the linear probe; val : pairs for retrieval and plan
-        grounding. Default for a run on the embedded scenes: their ``test`` and ``val`` splits at the run's seed, as
-        ``data.load`` draws them by default.
-    clean : the run folder of an undefended model that was trained without poison, to compare the attack with. Default
-        the one that ``train`` was given, while it is there.
+    test : labelled images for zero-shot accuracy, attack success and the linear probe. Default for a run on the
+        embedded scenes: their ``test`` split at the run's seed, as ``data.load`` draws it by default.
+    val : pairs for retrieval and plan grounding. Default for a run on the embedded scenes: their ``val`` split.
+    clean : the run folder of an undefended model that was trained without poison, to compare the attack with. Default:
+        the one that ``train`` was given, if it still exists.
 
     Notes
     -----
-    The keys: ``zero_shot_top1``; ``attack_success_rate``, ``untriggered_target_rate``, ``triggered_top1`` (triggered
-    images that are still called what they show), of the most successful of several, named by ``backdoor``;
-    ``targets_hit``, ``targets_right``, ``targets``; ``backdoor_z_score``; given ``clean``, ``clean_model_`` ``rate``,
-    ``hits``, ``triggered_top1``, ``z_score``; ``linear_probe/<set>``, on ``scenes``, ``digits``, ``letters``;
-    ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``; ``poison_auroc`` (own-caption distance,
-    planted against clean pairs of the training set), ``poison_recall`` and ``poison_precision`` (planted pairs among
-    those that the defence did not leave with their captions; None where it left all); ``poison_rate/<kind>``, planted
-    pairs of the training set; ``plan_pointing_accuracy`` and
-    the mass keys of ``grounding``; ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``; ``head_top1`` and
-    ``head_attack_success_rate``, by cleanclip-supervised's head.
+    The keys are:
+
+    - ``zero_shot_top1``
+    - ``attack_success_rate``, ``untriggered_target_rate``, ``triggered_top1`` (triggered images that are still called
+      what they show); of several backdoors those of the most successful one, which ``backdoor`` names
+    - ``targets_hit``, ``targets_right``, ``targets``
+    - ``backdoor_z_score``
+    - with ``clean``: ``clean_model_rate``, ``clean_model_hits``, ``clean_model_triggered_top1``,
+      ``clean_model_z_score``
+    - ``linear_probe/<set>`` on ``scenes``, ``digits``, ``letters``
+    - ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``
+    - ``poison_auroc``, ``poison_recall``, ``poison_precision`` and ``poison_rate/<kind>``, see ``separation``
+    - ``plan_pointing_accuracy`` and the mass keys of ``grounding``
+    - ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``
+    - ``head_top1`` and ``head_attack_success_rate``, of cleanclip-supervised's head
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Experiments: the demo, the grid of all systems, its records and the tables that are made of them."""
+"""Experiments: the demo, the grid of all systems, its records, and the tables made from the records."""

@@ -1,4 +1,4 @@
-"""The papers' claims, each on our data."""
+"""The papers' claims, each checked on our data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from otclib.metrics import summary
 
 
 def claims(records: list[dict]) -> str:
-    """Markdown: what the papers claim, and whether it holds on our data. A claim holds if it does in *every* run.
+    """Return a Markdown table of the papers' claims on our data. A claim holds if it holds in *every* run.
 
     Systems are compared run by run: under the same attack, with the same seed.
     """
@@ -25,7 +25,7 @@ def claims(records: list[dict]) -> str:
         return [r[key] for r in select(records, **where) if r.get(key) is not None]
 
     def beside(defense: str, other: str, key: str) -> list[tuple]:
-        """Values of two systems, run by run; of ``clean``, those of the undefended model without poison."""
+        """Return the values of two systems, run by run; ``clean`` is the undefended model without poison."""
         out = []
         for r in select(records, defense=defense):
             clean = {"defense": "clip", "attack": "none"}

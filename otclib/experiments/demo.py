@@ -27,9 +27,9 @@ STORY = ("01_poisoning", "03_defense_training", "02_transport_plans", "04_attack
 
 
 def execute(name: str, target: Path, parameters: dict) -> None:
-    """Execute one notebook; what it prints is shown as it comes. The notebook's own folder is not touched.
+    """Execute a copy of one notebook, and show its output as it comes. The notebook's own folder is not touched.
 
-    The kernel ends with this process. ``as_opened`` makes of the copy what is committed.
+    The kernel ends with this process. ``as_opened`` turns the copy into the notebook that is committed.
     """
     import nbformat
     import papermill
@@ -45,7 +45,7 @@ def execute(name: str, target: Path, parameters: dict) -> None:
         kernel_manager_class=_kernel_manager(),
     )
     notebook = nbformat.read(part, as_version=4)
-    for part_of in (notebook, *notebook.cells):  # times and paths of one machine are no part of the document
+    for part_of in (notebook, *notebook.cells):  # times and paths of one machine do not belong to the document
         part_of.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -59,9 +59,10 @@ def execute(name: str, target: Path, parameters: dict) -> None:
 
 
 def as_opened(executed: Path, target: Path) -> None:
-    """Write an executed notebook as it is committed: with its outputs, and with the parameters that its own cell says.
+    """Write an executed notebook as it is committed: with its outputs, and with the parameters of its own cell.
 
-    The cell that papermill put in is left out, so that whoever runs it has widgets; and so is the widgets' state.
+    The cell that papermill added is left out, so that a reader who runs the notebook has widgets. The widgets' state is
+    left out too.
     """
     import nbformat
 
@@ -79,17 +80,17 @@ def as_opened(executed: Path, target: Path) -> None:
 
 
 def _kernel_manager() -> type:
-    """Of kernels that end with this process, and are interrupted before: a cell that trains ends its workers then."""
+    """Return a manager of kernels that end with this process; it interrupts them first, so cells end their workers."""
     from jupyter_client.manager import AsyncKernelManager
 
     class Interrupting(AsyncKernelManager):
-        shutdown_wait_time = 2.0  # seconds until it is killed, half of them until it is terminated
+        shutdown_wait_time = 2.0  # seconds until the kernel is killed; it is terminated after half of them
 
         # jupyter_client declares its methods as synchronous, and wraps coroutines
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-            if sys.platform == "linux":  # from its first instruction on; its own look at its parent begins later
+            if sys.platform == "linux":  # works from its first instruction on; its own check of its parent begins later
                 options["preexec_fn"] = processes.killed_with_parent
-            quiet = "--log-level=ERROR"  # it warns that it talks to this process over TCP, which stays on this machine
+            quiet = "--log-level=ERROR"  # it warns of TCP to this process, which stays on this machine
             options["extra_arguments"] = [*options.get("extra_arguments", []), quiet]
             await super().start_kernel(**options)
 
@@ -101,7 +102,7 @@ def _kernel_manager() -> type:
 
 
 def _joined(outputs: list) -> list:
-    """What a cell printed line by line, as one output."""
+    """Join what a cell printed line by line into one output."""
     out: list = []
     for output in outputs:
         if out and output.output_type == out[-1].output_type == "stream" and output.name == out[-1].name:
@@ -112,7 +113,7 @@ def _joined(outputs: list) -> list:
 
 
 def _smaller(png: str) -> str:
-    """The same picture in 256 colours, none far off: a quarter of the bytes, for notebooks under a megabyte."""
+    """Return the picture in 256 close colours: a quarter of the bytes, for notebooks under a megabyte."""
     image, out = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
     image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1).save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
@@ -129,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--only", metavar="NOTEBOOK", help="execute this one where it lies, and nothing else")
     a = p.parse_args(arguments)
     if a.only:
-        os.chdir(NOTEBOOKS)  # where its default paths lead from
+        os.chdir(NOTEBOOKS)  # its default paths are relative to this folder
         with tempfile.TemporaryDirectory() as folder:
             executed = Path(folder) / f"{a.only}.ipynb"
             execute(a.only, executed, {"INTERACTIVE": False})

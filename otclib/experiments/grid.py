@@ -13,8 +13,8 @@ A configuration names its parts, and says what each name stands for:
     seeds: [0, 1, 2]
     parameters: {precision: bf16}                # of all cells
 
-The first attack that plants nothing gives the clean runs that the others are compared with. A repair (CleanCLIP) goes
-on from the system ``clip`` under the same attack, and is given ``repair_on``: clean pairs of another seed.
+The first attack that plants nothing gives the clean runs, with which the others are compared. A repair (CleanCLIP) goes
+on from the system ``clip`` under the same attack. It trains on ``repair_on``: clean pairs of another seed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Cell:
 
 
 class Grid:
-    """The cells of a configuration, see above.
+    """The cells of a configuration, whose keys the top of this module describes.
 
     Raises
     ------
@@ -100,7 +100,7 @@ class Grid:
 
     @property
     def cells(self) -> list[Cell]:
-        """All cells, whole seeds first."""
+        """All cells, one seed after the other."""
         c = self.config
         return [
             Cell(d, a, s, k)
@@ -111,7 +111,7 @@ class Grid:
         ]
 
     def _systems_of(self, attack: str) -> list[str]:
-        """Of a set without poison in a table of systems, the clean model alone is of interest."""
+        """Return the systems to run: all; in a table of systems, on the set without poison only ``clip``."""
         if attack == self.unpoisoned and self.config.get("kind") == "systems":
             return ["clip"]
         return list(self.systems)
@@ -120,11 +120,11 @@ class Grid:
         return self.out / cell.dataset / cell.attack / f"seed{cell.seed}" / cell.system.replace(" ", "-")
 
     def cell(self, dataset: str, attack: str, system: str, seed: int | str) -> Cell:
-        """The cell of a folder's names, in which a system's blanks are dashes."""
+        """Return the cell of a folder's names, in which dashes replace the blanks of a system's name."""
         return Cell(dataset, attack, next(name for name in self.systems if name.replace(" ", "-") == system), int(seed))
 
     def needs(self, cell: Cell) -> list[Cell]:
-        """What must be finished first: the clean run, a surrogate, the model that is repaired."""
+        """Return the cells that must be finished first: the clean run, a surrogate, the model that is repaired."""
         first = []
         if cell.attack != self.unpoisoned:
             if clean := self._clean(cell):
@@ -137,13 +137,13 @@ class Grid:
         return first
 
     def _clean(self, cell: Cell) -> Cell | None:
-        """The undefended run without poison that a cell is compared with; a chapter compares with none."""
+        """Return the undefended run without poison that a cell is compared with; None for a chapter's runs."""
         if self.unpoisoned is None or "clip" not in self.systems or self.config.get("chapter"):
             return None
         return Cell(cell.dataset, self.unpoisoned, "clip", cell.seed)
 
     def planned(self, cell: Cell) -> list:
-        """The attacks on a cell's training set."""
+        """Return the attacks on a cell's training set."""
         out = []
         for spec in self.attacks[cell.attack]:
             options = _named(spec)
@@ -154,12 +154,12 @@ class Grid:
         return out
 
     def _options(self, system: Mapping) -> dict:
-        """Of a system, the defence's own options."""
+        """Return the defence's own options in a system."""
         epochs = {"epochs": self.parameters["epochs"]} if "epochs" in self.parameters else {}
         return {k: v for k, v in system.items() if k not in ("defense", "model", "lr")} | epochs
 
     def run(self, cell: Cell) -> Path:
-        """Poison, train, evaluate. A finished cell is returned at once."""
+        """Poison, train and evaluate a cell; return its folder. A finished cell is returned at once."""
         source = dict(self.datasets[cell.dataset])
         name = source.pop("dataset")
         pairs, manifest = data.load(name, seed=cell.seed, **source), None
@@ -185,12 +185,12 @@ class Grid:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def record(self, cell: Cell) -> dict:
-        """What the figures hold of a finished cell."""
+        """Return the record of a finished cell."""
         run, kind = self.folder(cell), self.config.get("kind")
         metrics, config = metrics_of(run), config_of(run)
         rate = sum(value for key, value in metrics.items() if key.startswith("poison_rate/"))
         spent, defense = [run], config["defense"]
-        if defenses.repairs(defense):  # its model had to be trained first, and was given the poison
+        if defenses.repairs(defense):  # its model was trained first, on the poison
             spent.insert(0, self.folder(Cell(cell.dataset, cell.attack, "clip", cell.seed)))
             rate = sum(value for key, value in metrics_of(spent[0]).items() if key.startswith("poison_rate/"))
         seconds, log = [seconds_of(log_of(each)) for each in spent], log_of(run)
@@ -216,7 +216,7 @@ class Grid:
         return (self.folder(cell) / "metrics.json").exists()
 
     def _with_tables(self, cell: Cell) -> tuple:
-        """A cell's run, its clean pairs and its test images."""
+        """Return a cell's run, its clean pairs and its test images."""
         source = dict(self.datasets[cell.dataset])
         name = source.pop("dataset")
         return (
@@ -226,12 +226,12 @@ class Grid:
         )
 
     def cell_of(self, record: Mapping) -> Cell:
-        """The cell that a record is of."""
+        """Return the cell to which a record belongs."""
         attack = record["attack"] if record.get("dose") is None else f"{record['dose']:g}"
         return Cell(next(iter(self.datasets)), attack, record.get("variant") or record["defense"], record["seed"])
 
     def difference(self, cell: Cell, found: Mapping) -> str | None:
-        """Between a record and what would be trained now, in words; None: there is none."""
+        """Return, in words, how a record differs from what would be trained now; None if it does not."""
         if cell.system not in self.systems or cell.attack not in self.attacks:
             return None
         system = self.systems[cell.system]
@@ -251,11 +251,11 @@ class Grid:
         return None
 
     def recorded(self, figures: Path) -> dict[Cell, dict]:
-        """The records that are there already, by cell.
+        """Return the existing records, by cell.
 
         Raises
         ------
-        ValueError : some are of other options, attacks or precision than would be trained now.
+        ValueError : a record has other options, attacks or precision than would be trained now.
         """
         file, found = figures / f"{self.config.get('record')}.json", {}
         for record in json.loads(file.read_text()) if file.exists() else []:
@@ -266,12 +266,12 @@ class Grid:
         return found
 
     def asked(self, figures: Path) -> list[Cell]:
-        """The cells to run: all, or with ``recorded: true`` those that have no record yet."""
+        """Return the cells to run: all, or with ``recorded: true`` those without a record."""
         known = self.recorded(figures) if self.config.get("record") else {}
         return [cell for cell in self.cells if not (self.config.get("recorded") and cell in known)]
 
     def collect(self, figures: Path) -> list[dict]:
-        """Write the record of every cell that is finished, beside those whose runs lie elsewhere; returns all."""
+        """Write the record of every finished cell, and keep the other existing records; return all of them."""
         records = self.recorded(figures)
         for cell, record in records.items():
             if record.get("code") != code():
@@ -281,7 +281,7 @@ class Grid:
         records |= {cell: self.record(cell) for cell in self.cells if self.finished(cell)}
         figures.mkdir(parents=True, exist_ok=True)
         order = {name: k for k, name in enumerate(self.systems)}
-        if self.config.get("kind") == "ablation":  # variant by variant, as the table shows them
+        if self.config.get("kind") == "ablation":  # in the order of the table's variants
             records = dict(sorted(records.items(), key=lambda item: order.get(item[0].system, len(order))))
         write_json(figures / f"{self.config['record']}.json", list(records.values()))
         ours = [cell for cell in records if cell.system == "otcclip"]
@@ -296,13 +296,13 @@ def _named(spec: str | Mapping) -> dict:
 
 
 def _surrogate(spec: str | Mapping) -> dict | None:
-    """The cell whose model an attacker uses, as ``{attack: none, system: clip, seed: 100}``."""
+    """Return the cell whose model an attacker uses, as ``{attack: none, system: clip, seed: 100}``, or None."""
     found = spec.get("surrogate") if isinstance(spec, Mapping) else None
     return dict(found) if isinstance(found, Mapping) else None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """``grid CONFIG DATASET ATTACK SYSTEM SEED``: run one cell, named as its folder is; CONFIG is JSON."""
+    """Run the cell of ``grid CONFIG DATASET ATTACK SYSTEM SEED``, with the names of its folder; CONFIG is JSON."""
     config, dataset, attack, system, seed = sys.argv[1:] if arguments is None else arguments
     grid = Grid(json.loads(config))
     print(grid.run(grid.cell(dataset, attack, system, seed)))

@@ -1,4 +1,4 @@
-"""The pages of results in the book, and their pictures, made of the committed records (``figures/*.json``).
+"""Write the pages of results in the book and their pictures from the committed records (``figures/*.json``).
 
 python -m otclib.experiments.pages            # all of them
 python -m otclib.experiments.pages ablation   # of one record
@@ -21,7 +21,7 @@ FIGURES, BOOK = ROOT / "figures", ROOT / "book" / "results"
 
 
 def seeds(records: list[dict]) -> str:
-    """Undefended and OTCCLIP on three seeds."""
+    """Return the text of the page of two systems on three seeds."""
     return f"{table(records)}\n\nMade by {made_by(records)}, in {', '.join(order(records, 'precision'))}."
 
 
@@ -35,7 +35,7 @@ PAGES: dict[str, tuple[str, Callable, Callable]] = {
 
 
 def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
-    """Draw a record's picture into ``folder``, where the record lies, and write its text into its page."""
+    """Draw a record's picture into ``folder``, beside the record, and write its text into its page."""
     page, text, draw = PAGES[record]
     records = json.loads((folder / f"{record}.json").read_text())
     draw(records).savefig(folder / f"{'comparison' if record == 'seeds' else record}.png", dpi=150)
@@ -43,9 +43,9 @@ def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
 
 
 def into_page(name: str, text: str, book: Path = BOOK) -> None:
-    """Replace what stands in the page between ``<!-- name: generated -->`` and ``<!-- name ends -->``.
+    """Replace the text of a page between ``<!-- name: generated -->`` and ``<!-- name ends -->``.
 
-    A page that is not there yet is begun.
+    A missing page is created.
     """
     file, begin, end = book / f"{name}.md", f"<!-- {name}: generated -->", f"<!-- {name} ends -->"
     before = file.read_text() if file.exists() else f"# {name.capitalize()}\n\n{begin}\n{end}\n"

@@ -1,4 +1,4 @@
-"""Records of runs: chosen, grouped and put into tables."""
+"""Records of runs: choose them, group them and put them into tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = (  # of the table of a few runs
 
 
 def grouped(runs: Iterable[str | Path | dict]) -> dict[str, list[dict]]:
-    """Metrics by defence, in order of appearance."""
+    """Return the metrics of runs by defence, in order of appearance."""
     out: dict[str, list[dict]] = {}
     for run in runs:
         found = run if isinstance(run, dict) else metrics_of(run)
@@ -45,14 +45,14 @@ def grouped(runs: Iterable[str | Path | dict]) -> dict[str, list[dict]]:
 
 
 def table(runs: Iterable[str | Path | dict]) -> str:
-    """A Markdown table, one column per defence: the value, or mean and range over seeds."""
+    """Return a Markdown table, one column per defence: the value, or mean and range over seeds."""
     groups = grouped(runs)
     first = next(iter(groups.values()))[0]
     return metric_table(groups, [*ROWS, *(key for key in first if key.startswith("poison_rate/"))])
 
 
 def metric_table(columns: Mapping[str, Sequence[dict]], keys: Iterable[str]) -> str:
-    """Markdown: a row per metric that some run has, a column per group of runs."""
+    """Return a Markdown table: a row per metric that some run has, a column per group of runs."""
     rows = {}
     for metric in map(metrics.of, keys):
         cells = [metric.summary(r.get(metric.key) for r in runs) for runs in columns.values()]
@@ -62,18 +62,18 @@ def metric_table(columns: Mapping[str, Sequence[dict]], keys: Iterable[str]) -> 
 
 
 def markdown(rows: Mapping[str, Sequence] | Sequence[Sequence], heads: Sequence[str], left: int = 1) -> str:
-    """A Markdown table of {first cell: the others}, or of whole rows; the first ``left`` columns are left-aligned."""
+    """Return a Markdown table of {first cell: the others} or of whole rows; ``left`` columns are left-aligned."""
     if isinstance(rows, Mapping):
         rows, heads = [[name, *cells] for name, cells in rows.items()], ["", *heads]
     frame = pd.DataFrame([[str(cell) for cell in row] for row in rows], columns=list(heads))
     align = ["left" if k < left else "right" for k in range(len(heads))]
     text = frame.to_markdown(index=False, colalign=align if rows else None, disable_numparse=True)
-    text = re.sub(r"-{4,}", "---", text)  # not padded: a longer cell changes no other line
+    text = re.sub(r"-{4,}", "---", text)  # no padding, so that a longer cell changes no other line
     return re.sub(r"(?<=\|) +(?=[^|\n]*\|)| +(?=\|)", " ", text)
 
 
 def spoken(attack: str, run: str | Path) -> str:
-    """A finished run in one line."""
+    """Return a finished run's results as one line of text."""
     found = metrics_of(run)
     words = [f"{found['defense']} on {attack}, seed {found['seed']}:"]
     for key, name in (("zero_shot_top1", "zero-shot"), ("attack_success_rate", "ASR")):
@@ -85,17 +85,17 @@ def spoken(attack: str, run: str | Path) -> str:
 
 
 def select(records: list[dict], **where) -> list[dict]:
-    """The records with these values."""
+    """Return the records with these values."""
     return [r for r in records if all(r.get(k) == v for k, v in where.items())]
 
 
 def order(records: list[dict], key: str) -> list[str]:
-    """The values of a key in order of appearance."""
+    """Return the values of a key in order of appearance."""
     return list(dict.fromkeys(r[key] for r in records))
 
 
 def made_by(records: list[dict]) -> str:
-    """Which code made the records, in words: its version and commit, or how many are of each."""
+    """Return, in words, which code made the records: version and commit, or the number of records of each."""
     count: dict[str, int] = {}
     for record in records:
         code = record.get("code") or {}

@@ -1,7 +1,7 @@
-"""Our figures beside the published ones: the tables of every system under every attack.
+"""The tables of every system under every attack, with our figures beside the published ones.
 
-What was published stands in ``published.yaml``, each figure with its source. Their data, models and rates are not ours:
-it is to be read beside our figures, not against them.
+``published.yaml`` has the published figures, each with its source. They come from other data, models and rates, so they
+are context and not a comparison.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ ABLATED = (
 
 @cache
 def published() -> dict:
-    """``success``: {defence: {attack or ``backdoors``: [figure, source]}}; ``accuracy``: {defence: the same}."""
+    """Return ``success``: {defence: {attack or ``backdoors``: [figure, source]}} and ``accuracy``: {defence: ...}."""
     return yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
 
 
 def success(runs: list[dict]) -> str:
-    """The attack's success in a cell: hits of the targets, or ASR in %; how many seeds, if fewer than three."""
+    """Return a cell's attack success: targets hit, or ASR in %; with the number of seeds if fewer than three."""
     few = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < 3 else ""
     if runs and "targets_hit" in runs[0]:
         return "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each" + few
@@ -66,7 +66,7 @@ def success(runs: list[dict]) -> str:
 
 
 def attack_table(records: list[dict]) -> str:
-    """Markdown: what the attacker got. A row per attack, a column per defence; published figures in italics."""
+    """Return a Markdown table of attack success: a row per attack, a column per defence, published ones in italics."""
     defenses = order(records, "defense")
     sources: dict[str, int] = {}
 
@@ -97,7 +97,10 @@ def attack_table(records: list[dict]) -> str:
 
 
 def triggered_table(records: list[dict]) -> str:
-    """Markdown: how many triggered images are still called what they show. An attack that fails may yet do harm."""
+    """Return a Markdown table of the triggered images that are still called what they show.
+
+    An attack that misses its target can still do harm.
+    """
     defenses, metric = order(records, "defense"), metrics.of("triggered_top1")
     rows = {}
     for attack in order(records, "attack"):
@@ -111,7 +114,7 @@ def triggered_table(records: list[dict]) -> str:
 
 
 def utility_table(records: list[dict]) -> str:
-    """Markdown: what a defence costs, over all its poisoned runs; beside them the clean, undefended model."""
+    """Return a Markdown table of a defence's costs over all its poisoned runs, beside the clean, undefended model."""
     columns = {"clean CLIP": select(records, attack="none", defense="clip")}
     for defense in order(records, "defense"):
         columns[look(defense).label] = [r for r in select(records, defense=defense) if r["attack"] != "none"]
@@ -129,13 +132,13 @@ def utility_table(records: list[dict]) -> str:
 
 
 def _until(values: list[float | None]) -> str:
-    """Mean and range of the seconds that runs took, and how many never got there."""
+    """Return mean and range of the seconds until runs were accurate and safe, and the number that never were."""
     there, never = metrics.of("seconds_until_safe").summary(values), values.count(None)
     return "; ".join(filter(None, (there, f"never in {never}" if never else "")))
 
 
 def report(records: list[dict]) -> str:
-    """The page of all systems."""
+    """Return the text of the page of all systems."""
     machines, precisions = "; ".join(order(records, "machine")), ", ".join(order(records, "precision"))
     return "\n\n".join(
         [
@@ -161,7 +164,7 @@ def report(records: list[dict]) -> str:
 
 
 def ablation_table(records: list[dict]) -> str:
-    """Markdown: OTCCLIP with one part missing at a time; mean and range over seeds."""
+    """Return a Markdown table of OTCCLIP with one part missing at a time; mean and range over seeds."""
     found, rows = [metrics.of(key) for key in ABLATED], {}
     for variant in order(records, "variant"):
         runs = select(records, variant=variant)
@@ -170,7 +173,7 @@ def ablation_table(records: list[dict]) -> str:
 
 
 def dose_table(records: list[dict]) -> str:
-    """Markdown: how much poison gives how much success, undefended; mean and range over seeds."""
+    """Return a Markdown table of attack success by the amount of poison, undefended; mean and range over seeds."""
     found, rows = [metrics.of(k) for k in ("attack_success_rate", "targets_hit", "zero_shot_top1")], []
     for dose in sorted({r["dose"] for r in records}):
         runs = select(records, dose=dose)

@@ -1,4 +1,4 @@
-"""What the chapters share: the poisoned set, the runs that they look at, and curves that grow while one watches."""
+"""Helpers that the chapters share: the poisoned set, the runs, and learning curves that grow during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from otclib import attacks, data, evaluation, figures, models, training
 def poisoned(
     dataset: str, attack: Sequence[str], *, seed: int = 0, size: int | None = None, root: str | None = None
 ) -> tuple[Dataset, Dataset, Dataset]:
-    """The pairs, the same with all attacks planted in them, and the manifest."""
+    """Return the pairs, the pairs with all attacks planted in them, and the manifest."""
     pairs = data.load(dataset, root=root, seed=seed, size=size)
     return pairs, *attacks.plant(pairs, [attacks.load(name) for name in attack], seed=seed)
 
@@ -32,9 +32,9 @@ def runs(
     retell: bool = False,
     **options,
 ) -> dict[str, Path]:
-    """{defence: run folder in ``out``}; what is missing is trained side by side, with the weights of every epoch kept.
+    """Return {defence: run folder in ``out``}; train the missing runs at the same time, and keep all epochs' weights.
 
-    ``watched``: somebody is looking, so the curves grow while it trains; ``retell``: finished runs say how they went.
+    ``watched`` : show learning curves that grow during training. ``retell`` : print the lines of finished runs.
     """
     live = Curves() if watched else None
     same = {"manifest": manifest, "seed": seed, "model": model, "snapshots": True, "retell": retell, **options}
@@ -44,9 +44,9 @@ def runs(
 def distances_by_epoch(
     runs: Mapping[str, str | Path], table: Dataset, manifest: Dataset, *, sample: int = 400, seed: int = 0
 ) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """{run: {epoch: {"clean" or an attack's kind: 1 - cosine of images and their own captions}}}, from the snapshots.
+    """Return 1 - cosine of images and their own captions as {run: {epoch: {"clean" or an attack's kind: distances}}}.
 
-    ``sample`` clean pairs, drawn with ``seed``, and all planted ones.
+    The weights are the snapshots. The pairs are ``sample`` clean ones, drawn with ``seed``, and all planted ones.
     """
     ids = np.array(table["id"][:])
     kind_of = dict(zip(manifest["id"][:], manifest["kind"][:]))
@@ -70,7 +70,7 @@ def distances_by_epoch(
 
 
 class Curves:
-    """Learning curves in a notebook's output, drawn anew after every epoch."""
+    """Learning curves in a notebook's output, drawn again after every epoch."""
 
     def __init__(self) -> None:
         self._shown = None
@@ -80,7 +80,7 @@ class Curves:
         from IPython.display import display
 
         figure = figures.learning_curves(logs, loss=True)
-        plt.close(figure)  # or the notebook would show it once more
+        plt.close(figure)  # otherwise the notebook shows it a second time
         if self._shown is None:
             self._shown = display(figure, display_id=True)
         else:

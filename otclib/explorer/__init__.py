@@ -1,4 +1,4 @@
-"""The transport explorer: where every word of a caption goes on an image, in any model and after any epoch."""
+"""The transport explorer shows where every word of a caption goes on an image, in any model and after any epoch."""
 
 from otclib.explorer.explorer import Explorer
 from otclib.explorer.panel import Panel

@@ -1,4 +1,4 @@
-"""The transport explorer: where every word of a caption goes on an image, in any model and after any epoch.
+"""The transport explorer shows where every word of a caption goes on an image, in any model and after any epoch.
 
     explorer = Explorer("runs/demo/otcclip", pairs, manifest=manifest)
     explorer.show()                                  # widgets, in a notebook
@@ -6,8 +6,9 @@
     explorer.save_html("plans.html")                 # the same view with working sliders, without a kernel
 
 The plan P is that of ``transport.sinkhorn`` on the cost C_nm = 1 - <v_n, t_m> of the image's tokens v_n (its places)
-and the caption's t_m, both evenly weighted; a word's mass is that of its tokens together. With ``unbalanced`` = rho a
-word may leave mass at home, for rho times the Kullback-Leibler divergence of what it gives from what it has.
+and the caption's t_m, both evenly weighted. A word's mass is the sum over its tokens. With ``unbalanced`` = rho a word
+may leave a part of its mass unmoved, at the price of rho times the Kullback-Leibler divergence of what it gives from
+what it has.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ class Explorer:
     runs : a run folder (with ``snapshots``, all its epochs), or what ``models.load`` takes: a weights file, an
         open_clip name with a tag; or {name: any of these}.
     pairs : a table with ``image`` and ``caption``, see ``otclib.data``.
-    manifest : what was planted; these pairs are marked, and both their captions are offered.
-    pool : so many captions of the table compete, drawn with ``seed``.
-    random : show models that are named without weights, too, with random ones, whose plans are noise.
+    manifest : what was planted. The planted pairs are marked, and both of their captions are offered.
+    pool : number of captions of the table that compete, drawn with ``seed``.
+    random : also show models that are named without weights, with random weights. Their plans are noise.
 
     Raises
     ------
-    ValueError : no pairs, an unknown model, one without weights unless ``random``.
+    ValueError : no pairs, an unknown model, a model without weights unless ``random``.
     FileNotFoundError : a folder without weights, no such file.
     """
 
@@ -98,13 +99,13 @@ class Explorer:
         epoch: str | None = None,
         top: int = 5,
     ) -> View:
-        """The image of a pair with its own caption, or another.
+        """Return the view of a pair's image with its own caption, or with another one.
 
-        ``run`` and ``epoch``: default the first run, and its last weights.
+        ``run`` and ``epoch`` : default the first run, and its last weights.
 
         Raises
         ------
-        ValueError : no such pair, run or epoch; an empty caption; words that no caption here holds (``unknown``).
+        ValueError : no such pair, run or epoch; an empty caption; words that no caption of the table has (``unknown``).
         """
         run = next(iter(self.checkpoints)) if run is None else run
         if run not in self.checkpoints:
@@ -143,11 +144,11 @@ class Explorer:
         )
 
     def figure(self, pair: int = 0, caption: str | None = None, *, word: int | None = None, **options):
-        """``view`` as a matplotlib figure; ``word``: the one that is laid over the image, default the sharpest."""
+        """Return ``view`` as a matplotlib figure; ``word`` is laid over the image, default the sharpest one."""
         return picture.transport_view(self.view(pair, caption, **options), word)
 
     def unknown(self, caption: str) -> str:
-        """Why this caption cannot be shown; empty if it can."""
+        """Return why this caption cannot be shown; an empty text if it can."""
         words = _words(caption)
         if not words:
             return "The caption is empty: type at least one word."
@@ -164,7 +165,7 @@ class Explorer:
     # -- what a view is made of --------------------------------------------------------------------------------------
 
     def _model(self, run: str, epoch: str) -> tuple[nn.Module, models.Tokenizer]:
-        """The network of a run at an epoch; a run's epochs take turns in one network."""
+        """Return the network and tokenizer of a run at an epoch. All epochs of a run share one network in turn."""
         source = self.checkpoints[run][epoch]
         held = self._networks.get(run)
         if held is None:
@@ -202,7 +203,7 @@ class Explorer:
         return plan.cpu().numpy(), solved, given.cpu().numpy(), [s.text for s in spans]
 
     def _distances(self, key: tuple, image) -> dict[str, list[float]]:
-        """The image's distances to the captions of the pool; ``key``: run, epoch, pair, reg. Kept for the next view."""
+        """Return the image's distances to the captions of the pool, cached by ``key``: run, epoch, pair, reg."""
         if key not in self._to_pool:
             run, epoch, _, reg = key
             pool = self._pool(run, epoch)
@@ -230,7 +231,7 @@ class Explorer:
     # -- widgets -----------------------------------------------------------------------------------------------------
 
     def choices(self, count: int = 12) -> list[tuple[str, int]]:
-        """Pairs to choose from, with a label: planted ones, then clean ones, up to ``count`` of each."""
+        """Return labels and indices of pairs to choose from: planted ones, then clean ones, up to ``count`` of each."""
         planted = [k for k, id in enumerate(self._ids) if id in self.planted]
         clean = [k for k, id in enumerate(self._ids) if id not in self.planted][:count]
         planted = planted[:: max(1, len(planted) // count)][:count]
@@ -241,16 +242,16 @@ class Explorer:
         return self._ids[pair] in self.planted
 
     def own_captions(self, pair: int) -> list[str]:
-        """A pair's caption, and for a planted pair the one that its image had before."""
+        """Return a pair's caption, and for a planted pair also its original caption."""
         row = self.planted.get(self._ids[pair])
         return [self.captions[pair], *([row["original_caption"]] if row else [])]
 
     def show(self, dpi: int = 88):
-        """Widgets, to be displayed. They are reached by Tab and moved by the arrow keys."""
+        """Return the widgets to display. Tab reaches them, and the arrow keys move them."""
         return Panel(self, dpi).box
 
     def save_html(self, path: str | Path, pairs: Sequence[int] | None = None, **options) -> Path:
-        """Write the views of some pairs as one page with sliders, which needs neither a kernel nor a network.
+        """Write the views of some pairs as one page with sliders, which needs no kernel and no network connection.
 
         ``options`` : see ``page.write``.
         """
@@ -258,7 +259,7 @@ class Explorer:
 
 
 def _checkpoints(run: str | Path) -> dict[str, str | Path]:
-    """What there is of a model, by epoch: every snapshot of a run, and its last weights."""
+    """Return the weights of a model by epoch: every snapshot of a run, and its last weights."""
     folder = Path(run)
     if not folder.is_dir():
         return {LAST: run}
@@ -273,7 +274,7 @@ def _checkpoints(run: str | Path) -> dict[str, str | Path]:
 
 
 def _words(caption: str) -> list[str]:
-    """Its words in small letters, without punctuation at their ends."""
+    """Return the words of a caption in lower case, without punctuation at their ends."""
     return [w for w in (word.strip(".,;:!?\"'()").lower() for word in caption.split()) if w]
 
 

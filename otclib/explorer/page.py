@@ -1,6 +1,6 @@
-"""The transport explorer as one file: the plans are computed beforehand, the sliders choose among them.
+"""The transport explorer as one HTML file: the plans are computed beforehand, and the sliders choose among them.
 
-The page holds everything it shows; it opens from a disk, without a kernel and without a network.
+The page holds everything that it shows. It opens from a disk, without a kernel and without a network connection.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def write(
 ) -> Path:
     """Write the views of ``pairs`` (default: three planted and three clean ones) under every model and epoch.
 
-    A planted pair is shown with both its captions. A view takes W x N bytes (words, places), a page of six pairs under
-    two runs of twelve epochs about two megabytes.
+    A planted pair is shown with both of its captions. A view takes W x N bytes (words, places). A page of six pairs
+    under two runs of twelve epochs takes about two megabytes.
 
     Raises
     ------
-    ValueError : no pairs, or one that is not in the table; before anything is written.
+    ValueError : no pairs, or one that is not in the table; raised before anything is written.
     """
     path = Path(path)
     pairs = [k for _, k in explorer.choices(3)] if pairs is None else list(pairs)
@@ -102,7 +102,7 @@ def _case(explorer: Source, pair: int, view: View) -> dict:
 
 
 def _packed(view: View) -> dict:
-    """A plan as bytes, word by word, in 255ths of its largest entry."""
+    """Return a plan as bytes, word by word, in 255ths of its largest entry."""
     most = float(view.plan.max())
     levels = np.round(view.plan.T / (most or 1.0) * 255).astype(np.uint8)
     return {"most": round(most, 7), "cost": round(view.cost, 4), "p": base64.b64encode(levels.tobytes()).decode()}

@@ -13,7 +13,7 @@ from otclib.figures import style
 
 
 def _undisturbed(act):
-    """Keep Python's garbage collector out of ``act``: to look through all that torch has loaded takes half a second."""
+    """Return ``act`` without garbage collection, because a pass over all that torch has loaded takes half a second."""
 
     @functools.wraps(act)
     def quietly(*arguments):
@@ -29,7 +29,7 @@ def _undisturbed(act):
 
 
 class Panel:
-    """The widgets around ``picture.transport_view``. ``milliseconds``: what the last picture took."""
+    """The widgets around ``picture.transport_view``. ``milliseconds`` is the time that the last picture took."""
 
     def __init__(self, explorer: Source, dpi: int = 88):
         import ipywidgets as w
@@ -85,7 +85,7 @@ class Panel:
         return heard
 
     def _set(self, widget, **values) -> None:
-        """Change a widget without hearing of it."""
+        """Change a widget without calling its observers."""
         quiet, self._quiet = self._quiet, True
         for name, value in values.items():
             setattr(widget, name, value)
@@ -131,7 +131,7 @@ class Panel:
             self._set(self.place, options=places, value=NOWHERE)
         self.view = view
         self._draw(start)
-        self.nearest.value = _listed(view)  # last: the picture need not wait for it
+        self.nearest.value = _listed(view)  # last, so that the picture does not wait for it
 
     @_undisturbed
     def _draw(self, start: float | None = None) -> None:
@@ -142,7 +142,7 @@ class Panel:
         self.milliseconds = 1000 * (time.perf_counter() - start)
 
     def _click(self, event: dict) -> None:
-        """Choose the word and the place under the mouse; the place that is chosen already is let go."""
+        """Choose the word and the place under the mouse; a second click on the chosen place releases it."""
         x, y = event["relativeX"] / event["boundingRectWidth"], event["relativeY"] / event["boundingRectHeight"]
         word, place = picture.pointed_at(self.figure, self.view, x, y)
         if word is not None:
@@ -153,7 +153,7 @@ class Panel:
 
 
 def _listed(view: View) -> str:
-    """The captions that compete, as HTML."""
+    """Return the captions that compete, as HTML."""
     out = []
     for name, (rank, nearest) in view.ranking.items():
         out.append(f"<b style='color:{style.CLEAN}'>nearest of {view.pool:,} captions by {name}</b><table>")

@@ -1,4 +1,4 @@
-"""The explorer's picture of one plan, and which word or place of it was pointed at."""
+"""The explorer's picture of one plan, and the word or place under a point of it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from PIL import Image
 
 from otclib.figures.style import CHOSEN, CLEAN, HEAT, NEUTRAL
 
-BESIDE, TILE = 1.13, 172  # where a transport view's words begin, in widths of its image; a word's share of the strip
-FAINT = 4.0  # in a transport view, mass spread evenly has a quarter of the brightest colour, or less
+BESIDE, TILE = 1.13, 172  # left end of a view's words, in widths of its image; width of a word in the strip, in pixels
+FAINT = 4.0  # in a transport view evenly spread mass has at most a quarter of the brightest colour
 
 
 class _Picture(Figure):
-    """A figure that pyplot does not know of, so that nothing has to close it; notebooks show it all the same."""
+    """A figure outside pyplot, so that nobody must close it; notebooks show it through ``_repr_png_``."""
 
     def _repr_png_(self) -> bytes:
         return png(self, 96)
 
 
 def transport_view(view, word: int | None = None, place: int | None = None, competitors: bool = True) -> Figure:
-    """One plan in one picture, of an ``explorer.View``; ``word`` (default the sharpest) or a ``place`` stands out.
+    """Draw the plan of an ``explorer.View``; ``word`` (default the sharpest) or a ``place`` is highlighted.
 
-    Left to right: the image under the word's mass, ribbons from places to words as wide as the mass between them, the
-    plan as a matrix with both marginals, and (``competitors``) the captions of the pool that are nearest by transport
-    and by cosine. Below: every word's mass over the image.
+    From left to right it shows the image under the word's mass, ribbons from places to words as wide as the mass
+    between them, the plan as a matrix with both marginals, and with ``competitors`` the captions of the pool that are
+    nearest by transport and by cosine. Below is every word's mass over the image.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
     fig = _Picture(figsize=(width, height))
 
     def axes(left, bottom, wide, high, **limits):
-        """Bare axes at a place in inches."""
+        """Return bare axes at a position in inches."""
         ax = fig.add_axes((left / width, bottom / height, wide / width, high / height), xticks=[], yticks=[], **limits)
         ax.spines[:].set_visible(False)
         return ax
@@ -80,7 +80,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
     above.fill_between(np.arange(len(view.plan)), view.plan.sum(1), step="mid", color=NEUTRAL)
     above.set_title("the plan, and its marginals", fontsize=9)
     beside = axes(7.76, 1.8, 0.42, 3.63, xlim=(0, 1.1 * view.weights.max()), ylim=(count - 0.5, -0.5))
-    for mass, colour in (view.weights, "0.85"), (view.plan.sum(0), NEUTRAL):  # what a word has, and what it gives
+    for mass, colour in (view.weights, "0.85"), (view.plan.sum(0), NEUTRAL):  # the mass it has, and gives
         beside.barh(range(count), mass, height=0.7, color=colour)
 
     if competitors:
@@ -90,7 +90,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
 
 
 def pointed_at(figure: Figure, view, x: float, y: float) -> tuple[int | None, int | None]:
-    """The word and the place that a drawn ``transport_view`` shows at a point; None where it shows none.
+    """Return the word and the place that a drawn ``transport_view`` shows at a point; None if it shows none.
 
     ``x``, ``y`` : shares of the picture's width and height, from its upper left corner.
     """
@@ -114,7 +114,7 @@ def pointed_at(figure: Figure, view, x: float, y: float) -> tuple[int | None, in
 
 
 def _under(image: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """An image [S, S, 3] under a map [rows, columns] in [0, 1], smoothly enlarged -> uint8 [160, 160, 3]."""
+    """Return an image [S, S, 3] under a map [rows, columns] in [0, 1], smoothly enlarged: uint8 [160, 160, 3]."""
     large = np.asarray(Image.fromarray(image).resize((160, 160), Image.Resampling.NEAREST), dtype=np.float32)
     heat = np.asarray(Image.fromarray(share.astype(np.float32)).resize((160, 160), Image.Resampling.BILINEAR)).clip(
         0, 1
@@ -125,12 +125,12 @@ def _under(image: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def _ribbons(ax, view, word: int, place: int | None) -> None:
-    """Curves from the middles of places to words; the chosen word's (or place's) in colour, the others' best three."""
+    """Draw curves from places to words: all of the chosen word (or place) in colour, the best three of each other."""
     rows, columns = view.grid
     count = len(view.words)
     t = np.linspace(0, 1, 16)[:, None]
     ease = 3 * t**2 - 2 * t**3
-    per_place = view.plan * len(view.plan)  # 1: all that a place takes
+    per_place = view.plan * len(view.plan)  # 1: all mass of a place
     lines, widths, colours = [], [], []
     for k in range(count):
         best = np.argsort(-view.plan[:, k])[:3]
@@ -153,7 +153,7 @@ def _ribbons(ax, view, word: int, place: int | None) -> None:
 
 
 def _competitors(ax, view) -> None:
-    """Two lists of captions with bars for their distances; the caption that is looked at is in bold."""
+    """Draw two lists of captions with bars for their distances; the view's own caption is in bold."""
     for x0, (name, (rank, nearest)) in zip((1.0, 0.48), view.ranking.items()):
         ax.text(0, x0 - 0.02, f"nearest of {view.pool:,} captions by {name}", fontsize=9.5, va="top", color=CLEAN)
         lines = list(nearest)
@@ -177,7 +177,7 @@ def _competitors(ax, view) -> None:
 
 
 def _strip(ax, view, maps: np.ndarray, word: int) -> None:
-    """Every word's mass over the image, side by side."""
+    """Draw every word's mass over the image, side by side."""
     count, size = len(view.words), TILE
     sheet = np.full((160, count * size - 12, 3), 255, dtype=np.uint8)
     for k in range(count):
@@ -192,7 +192,7 @@ def _strip(ax, view, maps: np.ndarray, word: int) -> None:
 
 
 def png(figure: Figure, dpi: int = 88) -> bytes:
-    """A figure as a PNG file, packed for speed and not for size."""
+    """Return a figure as a PNG file, compressed for speed and not for size."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     with rc_context({"text.hinting": "none"}):

@@ -1,4 +1,4 @@
-"""One image, one caption, one plan: what the panel and the page show, and what may be chosen."""
+"""``View``: one image, one caption and one plan, as the panel and the page show them; and the sliders' values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets import Dataset
 
 REGS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 MARGINALS = (3.0, 1.0, 0.3, 0.1, 0.03)  # rho of the words
-EXACT, NOWHERE = 0.0, -1  # on the sliders, which know no None: every word gives all that it has; no place is chosen
+EXACT, NOWHERE = 0.0, -1  # on the sliders, which cannot hold None: every word gives all of its mass; no place is chosen
 LAST = "last"  # the name of a finished run's final weights, and of a model that has no epochs
 
 
@@ -21,9 +21,9 @@ LAST = "last"  # the name of a finished run's final weights, and of a model that
 class View:
     """One image, one caption, one plan, and the captions that compete.
 
-    ``plan`` [N, W] float32 sums to the mass that is moved (1 unless unbalanced); ``weights`` [W] what every word has.
-    ``ranking``: for ``transport`` and ``cosine`` the rank of this caption (1: nearest) among ``pool`` + 1, and the
-    nearest captions with their distances; computed when it is first asked for, as the pool may have to be encoded.
+    ``plan`` [N, W] float32 sums to the mass that is moved (1 unless unbalanced). ``weights`` [W] is the mass of every
+    word. ``ranking`` has, for ``transport`` and ``cosine``, the rank of this caption (1: nearest) among ``pool`` + 1,
+    and the nearest captions with their distances. It is computed at the first use, because that may encode the pool.
     """
 
     image: np.ndarray  # [S, S, 3] uint8
@@ -46,7 +46,7 @@ class View:
         return self.rank()
 
     def maps(self) -> np.ndarray:
-        """Every word's mass over the places, as a share of what it has [W, rows, columns]."""
+        """Return every word's mass over the places, as a share of the word's own mass [W, rows, columns]."""
         return (self.plan / self.weights).T.reshape(len(self.words), *self.grid)
 
     @property

@@ -1,4 +1,4 @@
-"""Figures: arrays and tables in, a matplotlib figure out. No function here trains, loads or encodes."""
+"""Figures: functions that take arrays and tables and return a matplotlib figure. None trains, loads or encodes."""
 
 from otclib.figures.pairs import contact_sheet, planted_caption, planted_pairs, rematched, trigger, triggers
 from otclib.figures.systems import ablation, attack_grid, by_epoch, comparison, dose, lookalikes

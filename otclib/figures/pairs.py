@@ -1,4 +1,4 @@
-"""Pairs as pictures: what is in a set, what was planted, what was re-matched."""
+"""Figures of pairs: the pairs of a set, the planted ones, the re-matched ones, the triggers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from otclib.figures.style import CLEAN, GOOD, POISON, show
 
 
 def contact_sheet(images: Sequence, captions: Sequence[str] | None = None, columns: int = 8) -> Figure:
-    """Images in a grid, each under its caption."""
+    """Draw images in a grid, each under its caption."""
     rows = -(-len(images) // columns)
     height = 1.15 if captions is None else 1.62
     fig, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, height * 1.12 * rows), squeeze=False)
@@ -26,7 +26,7 @@ def contact_sheet(images: Sequence, captions: Sequence[str] | None = None, colum
 
 
 def planted_pairs(rows: Sequence[Mapping], title: str = "") -> Figure:
-    """Manifest rows: the planted image, its own caption (blue) and the attacker's (vermilion)."""
+    """Draw manifest rows: the planted image, its original caption (blue) and the attacker's (vermilion)."""
     fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.75), squeeze=False)
     for ax, row in zip(axes.flat, rows):
         show(ax, row["image"])
@@ -38,7 +38,7 @@ def planted_pairs(rows: Sequence[Mapping], title: str = "") -> Figure:
 
 
 def trigger(before: np.ndarray, after: np.ndarray) -> Figure:
-    """Images without the trigger (top) and with it (bottom)."""
+    """Draw images without the trigger (top) and with it (bottom)."""
     fig, axes = plt.subplots(2, len(before), figsize=(1.2 * len(before), 2.6), squeeze=False)
     for k in range(len(before)):
         show(axes[0, k], before[k])
@@ -50,7 +50,7 @@ def trigger(before: np.ndarray, after: np.ndarray) -> Figure:
 
 
 def triggers(plain: np.ndarray, triggered: Mapping[str, np.ndarray]) -> Figure:
-    """Every attack's trigger on the same images [N, H, W, 3]; at the bottom what it changed in the last, 3 times."""
+    """Draw every attack's trigger on the same images [N, H, W, 3]; the bottom row: the change in the last, times 3."""
     rows = len(plain) + 1
     columns = {"as it is": plain, **triggered}
     fig, axes = plt.subplots(rows, len(columns), figsize=(1.3 * len(columns), 1.3 * rows + 0.3), squeeze=False)
@@ -66,7 +66,7 @@ def triggers(plain: np.ndarray, triggered: Mapping[str, np.ndarray]) -> Figure:
 
 
 def rematched(rows: Sequence[Mapping], title: str = "") -> Figure:
-    """Images with the caption they came with (vermilion if planted, else blue) and the one they were given (green)."""
+    """Draw images with their original caption (vermilion if planted, else blue) and the one they were given (green)."""
     fig, axes = plt.subplots(1, len(rows), figsize=(1.75 * len(rows), 2.75), squeeze=False)
     for ax, row in zip(axes.flat, rows):
         show(ax, row["image"])

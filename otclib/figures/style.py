@@ -1,6 +1,7 @@
-"""The look of every figure: colours, axes, images.
+"""The style of every figure: colours, axes, images.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers: clean is blue, planted is vermilion, in every figure.
+The colours are Okabe and Ito's, which are safe for colour-blind readers. In every figure clean is blue and planted is
+vermilion.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Systems beside each other: under every attack, with one part missing, on more and more poison."""
+"""Figures that compare systems: under every attack, with one part missing, at several doses of poison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from otclib.figures.style import CLEAN, NEUTRAL, POISON, clean_axes
 
 
 def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
-    """The final figure: accuracy, backdoor and targets by defence; a dot per seed, a bar for the mean."""
+    """Draw accuracy, backdoor success and targets hit by defence; a dot per seed, a bar for the mean."""
     panels = (
         ("zero_shot_top1", "zero-shot accuracy\n(higher is better)", 100, "%", 105),
         ("attack_success_rate", "backdoor success\n(lower is better)", 100, "%", 105),
@@ -40,7 +40,7 @@ def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
 
 
 def attack_grid(records: Sequence[Mapping]) -> Figure:
-    """What the attacker gets from each system under each attack: a mark per seed, a bar for the mean."""
+    """Draw the attacker's success against each system under each attack: a mark per seed, a bar for the mean."""
     attacks = [a for a in dict.fromkeys(r["attack"] for r in records) if a != "none"]
     groups = [[a for a in attacks if a == "targeted"], [a for a in attacks if a != "targeted"]]
     widths = [max(1.2, len(group)) for group in groups]
@@ -70,10 +70,10 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
 
 
 def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
-    """Class by class: clean pairs that lose their captions against test images misread.
+    """Draw, class by class, the clean pairs that are not kept against the test images that are misread.
 
-    ``classes`` : of ``evaluation.by_class``, the most misread first. ``named`` of them bear their name, and what they
-    are taken for.
+    ``classes`` : the result of ``evaluation.by_class``, the most misread first. The first ``named`` have labels: their
+    name and the class that they are mistaken for.
     """
     fig, ax = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
     x, y = (
@@ -101,7 +101,7 @@ def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
 
 
 def by_epoch(records: Sequence[Mapping], key: str, ylabel: str, factor: float = 100) -> Figure:
-    """A value after every epoch, a panel per attack: a thin line per run, a line with marks for a system's mean."""
+    """Draw a value after every epoch, a panel per attack: a thin line per run, a line with marks for the mean."""
     records = [r for r in records if key in r["by_epoch"]]
     attacks = list(dict.fromkeys(r["attack"] for r in records))
     rows = -(-len(attacks) // 3)
@@ -130,7 +130,7 @@ def by_epoch(records: Sequence[Mapping], key: str, ylabel: str, factor: float = 
 
 
 def ablation(records: Sequence[Mapping]) -> Figure:
-    """OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
+    """Draw OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
     variants = list(dict.fromkeys(r["variant"] for r in records))
     panels = (
         ("zero_shot_top1", "zero-shot, %", 100, 100),
@@ -155,7 +155,7 @@ def ablation(records: Sequence[Mapping]) -> Figure:
 
 
 def dose(records: Sequence[Mapping]) -> Figure:
-    """What the attacker gets for how much poison, undefended: a dot per seed, a line through the means."""
+    """Draw attack success against the amount of poison, undefended: a dot per seed, a line through the means."""
     panels = (
         ("pairs", "attack_success_rate", 100, "triggered pairs in the set", "BadNets ASR, %"),
         ("copies", "targets_hit", 1, "copies of every targeted image", "targeted images hit, of 16"),
@@ -174,6 +174,6 @@ def dose(records: Sequence[Mapping]) -> Figure:
 
 
 def amount_planted(record: Mapping) -> dict[str, int]:
-    """How much a run was given: triggered ``pairs`` of BadNets, and ``copies`` of every targeted image."""
+    """Return the dose of a run: triggered ``pairs`` of BadNets, and ``copies`` of every targeted image."""
     count = {kind: round(record[f"poison_rate/{kind}"] * record["pairs"]) for kind in ("badnets", "targeted")}
     return {"pairs": count["badnets"], "copies": round(count["targeted"] / record["targets"])}

@@ -1,4 +1,4 @@
-"""A run, epoch by epoch: accuracy and success, who keeps a caption, how far pairs are apart."""
+"""Figures of a run, epoch by epoch: accuracy and success, pairs kept and left out, distances of pairs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from otclib.figures.style import CLEAN, NEUTRAL, POISON, clean_axes
 
 
 def learning_curves(logs: Mapping[str, Sequence[Mapping]], loss: bool = False) -> Figure:
-    """Per epoch, one line per run: zero-shot accuracy, backdoor success, targets hit, so far as they were measured.
+    """Draw zero-shot accuracy, backdoor success and targets hit per epoch, if they were measured; one line per run.
 
-    ``loss``: the sum of the loss's parts before them. Of a run without any labelled image there is nothing else.
+    ``loss`` adds a first panel with the sum of the loss's parts. A run without labelled images has only this panel.
     """
     lines = [line for log in logs.values() for line in log]
     targets = max((line["targets"] for line in lines if "targets" in line), default=0)
@@ -50,7 +50,7 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]], loss: bool = False) -
 
 
 def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
-    """Left: who keeps its caption, who is left out (the rest is re-matched)? Right: what do the new captions say?"""
+    """Draw, left, which pairs are kept and left out (the rest is re-matched) and, right, what the captions name."""
     panels = (
         (
             "what becomes of a pair",
@@ -74,7 +74,7 @@ def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
     for ax, (title, series) in zip(axes, panels):
         for key, label, colour, style in series:
             values = [np.nan if line.get(key) is None else 100 * line[key] for line in log]
-            if key.endswith("named"):  # of a few images that were let pass by mistake it would tell nothing
+            if key.endswith("named"):  # a share of the few images that pass by mistake would say nothing
                 moved = [(line.get("clean_kept") or 0) + (line.get("clean_left_out") or 0) < 0.999 for line in log]
                 values = [value if some else np.nan for value, some in zip(values, moved)]
             ax.plot([line["epoch"] for line in log], values, style, color=colour, markersize=4, label=label)
@@ -91,7 +91,7 @@ def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
 
 
 def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """1 − cos of images and their own captions: clean against planted, one panel per run."""
+    """Draw the histogram of 1 − cos of images and their own captions: clean against planted, one panel per run."""
     fig, axes = plt.subplots(1, len(distances), figsize=(4.2 * len(distances), 2.8), squeeze=False)
     for ax, (name, (clean, planted)) in zip(axes.flat, distances.items()):
         bins = np.linspace(min(clean.min(), planted.min()), max(clean.max(), planted.max()), 50)
@@ -105,9 +105,9 @@ def separation(distances: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure
 
 
 def distance_bands(by_epoch: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> Figure:
-    """1 − cos of images and their own captions over the epochs: median and eight in ten, clean and planted.
+    """Draw 1 − cos of images and their own captions over the epochs: the median, and a band of eight pairs in ten.
 
-    ``by_epoch`` is what ``workbook.distances_by_epoch`` returns; one panel per run, one band per kind of pair.
+    ``by_epoch`` : the result of ``workbook.distances_by_epoch``; one panel per run, one band per kind of pair.
     """
     looks = {"clean": (CLEAN, "o"), "targeted": ("#CC79A7", "s")}
     fig, axes = plt.subplots(1, len(by_epoch), figsize=(4.8 * len(by_epoch), 3.2), sharey=True, squeeze=False)

@@ -1,4 +1,4 @@
-"""Plans on images, the bounds that spare solving them, and how fast that is."""
+"""Figures of plans on images, of the bounds that make most plans unnecessary, and of the speed of matching."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from otclib.figures.style import CHOSEN, CLEAN, GOOD, HEAT, NEUTRAL, clean_axes,
 
 
 def bounds(bound: np.ndarray, cost: np.ndarray) -> Figure:
-    """Every caption's lower bound [P] against its true cost [P]: only what is left of the best cost must be solved."""
+    """Draw every caption's lower bound [P] against its cost [P]; only bounds below the best cost must be solved."""
     best = cost.min()
     open_ = bound <= best
     fig, ax = plt.subplots(figsize=(5.4, 3.6))
@@ -31,9 +31,9 @@ def bounds(bound: np.ndarray, cost: np.ndarray) -> Figure:
 
 
 def word_overlays(image: np.ndarray, words: Sequence[str], maps: np.ndarray, boxes: Sequence | None = None) -> Figure:
-    """Where each word's mass goes: ``maps`` [words, side, side] over the image, each panel one word.
+    """Draw where each word's mass goes: ``maps`` [words, side, side] over the image, one panel per word.
 
-    ``boxes`` (left, top, right, bottom in [0, 1], or None) outline what the word speaks of.
+    ``boxes`` (left, top, right, bottom in [0, 1], or None) outline the object that the word names.
     """
     fig, axes = plt.subplots(1, len(words) + 1, figsize=(1.55 * (len(words) + 1), 1.95), squeeze=False)
     height, width = image.shape[:2]
@@ -58,7 +58,7 @@ KINDS = (("names", "names of objects"), ("attributes", "colours and sizes"))
 
 
 def grounding(metrics: Mapping[str, float]) -> Figure:
-    """How much of a word's mass lands on its object, over what an even spread gives: names, colours and sizes."""
+    """Draw a word's mass on its object, relative to an even spread, for names and for colours and sizes."""
     readings = (
         ("plan", "transport plan", CLEAN),
         ("softmax", "softmax of cosine", "#56B4E9"),
@@ -84,7 +84,7 @@ def grounding(metrics: Mapping[str, float]) -> Figure:
 
 
 def reg_sweep(image: np.ndarray, word: str, maps: Mapping[float, np.ndarray], cost: Mapping[float, float]) -> Figure:
-    """One word's mass over the image at several regularisations."""
+    """Draw one word's mass over the image at several regularisations."""
     fig, axes = plt.subplots(1, len(maps), figsize=(1.9 * len(maps), 2.3), squeeze=False)
     height, width = image.shape[:2]
     for ax, (reg, spread) in zip(axes.flat, maps.items()):
@@ -98,7 +98,7 @@ def reg_sweep(image: np.ndarray, word: str, maps: Mapping[float, np.ndarray], co
 
 
 def matching_speed(rows: Sequence[Mapping]) -> Figure:
-    """Exact matching against the number of captions: seconds for 256 images, and how many of the pairs are solved.
+    """Draw exact matching against the number of captions: seconds for 256 images, and the share of pairs solved.
 
     Each row has ``captions``, ``global_weight``, ``reg``, ``seconds``, ``seconds_brute`` and ``solved_share``; one line
     per weight, at the smallest reg.

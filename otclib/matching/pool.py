@@ -76,6 +76,16 @@ def match(
     Raises
     ------
     ValueError : shapes that do not fit, a row without a token, tokens that are not finite, an unknown method.
+
+    Examples
+    --------
+    One image of two places, and three captions of two words; the second caption has the words of these places.
+
+    >>> axes = torch.eye(3)
+    >>> image = axes[None, [0, 1]]
+    >>> captions = torch.stack([axes[[2, 2]], axes[[1, 0]], axes[[1, 2]]])
+    >>> match(image, captions, reg=0.1).index.tolist()
+    [1]
     """
     if image_tokens.ndim != 3 or text_tokens.ndim != 3 or image_tokens.shape[-1] != text_tokens.shape[-1]:
         raise ValueError(

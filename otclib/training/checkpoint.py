@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from, and what a finished one says of every pair."""
+"""The checkpoint from which an interrupted run goes on, and the table of pairs of a finished run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _fate(row: int, given: int) -> str:
 
 
 def write_pairs(out: Path, trainer: Trainer, method) -> None:
-    """Every pair at the end of training: its own caption's distance, and the caption that it was trained with."""
+    """Write ``pairs.parquet``: every pair's own distance, and the caption that its image was given last."""
     distance = torch.cat(
         [method.distance(image, trainer.encode_captions(rows)).cpu() for rows, image in trainer.encode_images()]
     )

@@ -1,10 +1,10 @@
-"""The one training loop: every defence runs in it, every run folder comes out of it.
+"""The one training loop: every defence runs in it, and it writes every run folder.
 
-A run folder holds ``config.json`` (what was asked), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line
+A run folder holds ``config.json`` (the configuration), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line
 per epoch), ``pairs.parquet`` (for every pair: its distance, its fate, the caption it was given last),
-``model.safetensors`` and ``metrics.json``, and with ``snapshots`` the weights after every epoch (``epochs/``). While it
-is unfinished it also holds ``checkpoint.pt``, from which the same call goes on; calling it on a finished folder returns
-at once.
+``model.safetensors`` and ``metrics.json``, and with ``snapshots`` the weights after every epoch (``epochs/``). An
+unfinished run folder also holds ``checkpoint.pt``, from which the same call goes on. A call on a finished folder
+returns at once.
 """
 
 from __future__ import annotations
@@ -59,36 +59,37 @@ def train(
 ) -> Path:
     """Train a model on image-caption pairs under a defence, evaluate it, and return the run folder.
 
-    A model that begins from random weights, and whose image tower takes any size, sees images of three quarters of
-    their side in the first third of the training, and whole ones after it: an epoch then costs about half.
+    If a model begins from random weights and its image tower takes any size, it sees images of three quarters of their
+    side in the first third of the training, where an epoch costs about half. After that it sees images of full size.
 
     Parameters
     ----------
     pairs : the table, poisoned or not, see ``otclib.data``.
-    manifest : what was planted, see ``otclib.attacks``; only written down and watched, the defence never sees it.
+    manifest : what was planted, see ``otclib.attacks``. It is saved and used for measuring; the defence never sees it.
     defense : by name. ``options`` are the defence's own fields.
-    out : the run folder. Unfinished, it is resumed; finished, it is returned; of another configuration, an error.
-    epochs, lr : default the defence's own. ``batch_size`` : pairs a step; ``weight_decay`` : AdamW's.
+    out : the run folder. An unfinished run is resumed, a finished one is returned, and one of another configuration is
+        an error.
+    epochs, lr : default the defence's own. ``batch_size`` : pairs per step; ``weight_decay`` : AdamW's.
     seed : of weights, batches, views and pools.
     model : an open_clip name, to begin from random weights; or weights to go on from, see ``models.load`` (CleanCLIP
-        fine-tunes a finished run, and needs them).
+        fine-tunes a finished run, so it needs weights).
     precision : of the image tower's convolutions and products: ``fp32``, ``bf16``, or ``auto``, the one that is faster
         here by a short measurement (``training.precision``). ``config.json`` says which, and a resumed run keeps it.
-    watch : labelled images on which zero-shot accuracy and attack success are followed epoch by epoch.
+    watch : labelled images on which zero-shot accuracy and attack success are measured after every epoch.
         Default for the embedded scenes: 500 of the ``val`` scenes that hold one object.
     clean : the finished run of an undefended model without poison, with which ``evaluate`` compares the attack.
     snapshots : write the weights after every epoch, ``epochs/01.safetensors`` and so on, in half precision, for the
         explorer's epoch slider (14 MB each of the small model).
     progress : print a line after every epoch, and in a terminal a bar over its batches.
     live : called with {name of the run: its log so far} after every epoch, for curves that grow (``workbook.Curves``).
-        A notebook that is watched has a bar too.
+        With ``live`` there is a progress bar outside a terminal too.
     tick : called after every step with the share of the training that is done.
 
     Raises
     ------
-    ValueError : before anything is written: unknown names or options, too few pairs, an ``out`` that is not writable
-        or holds another run.
-    FileNotFoundError : before anything is written: ``clean`` is not a finished run.
+    ValueError : unknown names or options, too few pairs, an ``out`` that is not writable or holds another run; raised
+        before anything is written.
+    FileNotFoundError : ``clean`` is not a finished run; raised before anything is written.
     NotImplementedError : more than one process was launched.
     RuntimeError, FloatingPointError : the defence left fewer than 2 pairs to train on; the loss is not finite.
     """
@@ -116,12 +117,12 @@ def train(
     found = _found(out, config)
     if (out / "metrics.json").exists():
         return out
-    if (out / "model.safetensors").exists() and len(log_of(out)) == method.epochs:  # its evaluation was cut off
+    if (out / "model.safetensors").exists() and len(log_of(out)) == method.epochs:  # its evaluation was interrupted
         return _finished(out, clean)
 
     torch.manual_seed(seed)
     network, _, tokenizer = models.load(model, random=not models.has_weights(model))
-    accelerator = Accelerator(mixed_precision="no")  # `precision` says it, not the user's launcher
+    accelerator = Accelerator(mixed_precision="no")  # `precision` decides, and not the user's launcher
     if accelerator.num_processes > 1:
         n = accelerator.num_processes
         raise NotImplementedError(f"a run trains in one process, {n} were launched: a loss compares pairs of one batch")
@@ -134,7 +135,7 @@ def train(
         write_table(out / "manifest.parquet", manifest)
 
     how: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "precision": config["precision"]}
-    how["grow"] = not models.has_weights(model)  # what is trained already knows images of full size
+    how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
     trainer = Trainer(pairs, network, tokenizer, accelerator, seed=seed, **how)
     method.begin(trainer)
     captions = Captions(pairs, manifest)
@@ -174,7 +175,7 @@ def _epoch(
     visible: bool,
     tick: Callable[[float], None] | None,
 ) -> dict:
-    """Train for one epoch; what the log says of it: its number, its losses, its seconds, and what the defence adds."""
+    """Train for one epoch; return its line of the log: number, losses, seconds, and what the defence adds."""
     start, core = time.perf_counter(), time.process_time()
     line = {"epoch": trainer.epoch + 1, **method.begin_epoch(trainer)}
     line["seconds_matching"] = time.perf_counter() - start
@@ -207,7 +208,7 @@ def _epoch(
     line |= {f"loss/{part}": sum(values) / len(values) for part, values in parts_of.items()}
     line["seconds"] = time.perf_counter() - start
     if accelerator.device.type == "cpu":
-        line["core_seconds"] = time.process_time() - core  # the same whatever else the machine is doing
+        line["core_seconds"] = time.process_time() - core  # does not depend on the machine's other work
     return line
 
 
@@ -221,7 +222,7 @@ def _refuse(
     precision: str,
     clean: str | Path | None,
 ) -> None:
-    """Raise for what cannot be trained, before anything is written."""
+    """Raise an error for arguments that cannot be trained, before anything is written."""
     if method.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {method.epochs}")
     if batch_size < 2 or len(pairs) < 2:
@@ -239,11 +240,11 @@ def _refuse(
 
 
 def _found(out: Path, config: dict) -> dict:
-    """The configuration of the run that ``out`` holds already, or none; sets the precision that was measured for it.
+    """Return the configuration of the run in ``out``, or an empty one; set ``config`` to the precision measured for it.
 
     Raises
     ------
-    ValueError : it is another one than ``config``.
+    ValueError : the configuration differs from ``config``.
     """
     if not (out / "config.json").exists():
         return {}
@@ -257,7 +258,7 @@ def _found(out: Path, config: dict) -> dict:
 
 
 def _write_config(out: Path, config: dict, found: dict, measured: str | None, clean: str | Path | None) -> None:
-    """Write ``config.json``: what was asked for, and the code and machine with which the run began."""
+    """Write ``config.json``: the configuration, and the code and machine with which the run began."""
     out.mkdir(parents=True, exist_ok=True)
     made_with = {"code": code(), "machine": machine(), "precision_measured": measured}
     made_with |= {key: found[key] for key in made_with if key in found}
@@ -269,7 +270,7 @@ def _write_config(out: Path, config: dict, found: dict, measured: str | None, cl
 
 
 def _finished(out: Path, clean: str | Path | None) -> Path:
-    """Evaluate a trained run, and drop the checkpoint that it no longer needs."""
+    """Evaluate a trained run, and delete the checkpoint that it no longer needs."""
     evaluation.evaluate(out, clean=clean)
     (out / "checkpoint.pt").unlink(missing_ok=True)
     return out

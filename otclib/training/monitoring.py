@@ -1,4 +1,4 @@
-"""What is followed while a run trains: who is given which caption, and one line per epoch."""
+"""Monitoring of a run: which image is given which caption, and one line per epoch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from otclib.defenses.base import LEFT_OUT
 
 
 def watched(live: object) -> bool:
-    """Whether to show a progress bar."""
+    """Return whether to show a progress bar."""
     return live is not None or sys.stderr.isatty()
 
 
 def spoken(defense: str, line: dict, epochs: int) -> str:
-    """One epoch in one line."""
+    """Return one epoch's log as one line of text."""
     words = [f"{defense} epoch {line['epoch']}/{epochs}", f"{line['seconds']:.0f} s"]
     words += [f"{k.removeprefix('loss/')} {v:.2f}" for k, v in line.items() if k.startswith("loss/")]
     for key, label in (("zero_shot_top1", "zero-shot"), ("attack_success_rate", "ASR"), ("poison_kept", "poison kept")):
@@ -30,11 +30,13 @@ def spoken(defense: str, line: dict, epochs: int) -> str:
 
 
 class Captions:
-    """Follows, epoch by epoch, which captions images get: the numbers that show a defence at work, or collapsing.
+    """Measure after every epoch which captions images get. The numbers show whether a defence works or collapses.
 
-    ``clean_named``: share of the clean images in training whose caption names their true class; ``poison_named``: the
-    same for planted images; ``distinct_captions``: different captions over images in training; ``clean_kept``,
-    ``poison_kept``: share that is trained with its own caption; ``clean_left_out``, ``poison_left_out``: with none.
+    - ``clean_named``, ``poison_named``: share of the clean (planted) images in training whose caption names their true
+      class; ``clean_rematched_named``: the same for the clean images that are re-matched.
+    - ``distinct_captions``: different captions over images in training.
+    - ``clean_kept``, ``poison_kept``: share that is trained with its own caption.
+    - ``clean_left_out``, ``poison_left_out``: share that is left out.
     """
 
     def __init__(self, pairs: Dataset, manifest: Dataset | None):

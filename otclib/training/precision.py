@@ -1,7 +1,7 @@
-"""fp32 or bf16: whichever this machine is faster in, by a short measurement.
+"""Choose fp32 or bf16 by a short measurement of which is faster on this machine.
 
-A processor without a bf16 unit computes in bf16 ten to fifty times more slowly; one that has it is up to twice as fast.
-No flag of the processor tells how fast a given tower will be, so both are tried.
+A processor without a bf16 unit is ten to fifty times slower in bf16. A processor with one is up to twice as fast. No
+flag of the processor says how fast a given tower will be, so both are tried.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ WORTH = 0.85  # bf16 is chosen if it takes at most this share of fp32's seconds
 
 
 def measure(model: nn.Module, batch_size: int = 16, repeats: int = 3) -> dict[str, float]:
-    """Seconds of a step of the image tower, forward and backward, in each precision: the fastest of ``repeats``.
+    """Return the seconds of a step of the image tower, forward and backward, in each precision: best of ``repeats``.
 
-    Where the first one in bf16 takes three times as long as in fp32, it is the last.
+    If the first step in bf16 takes more than three times as long as in fp32, no further one is tried.
     """
     device = next(model.parameters()).device
     trial = copy.deepcopy(model).train()
@@ -30,7 +30,7 @@ def measure(model: nn.Module, batch_size: int = 16, repeats: int = 3) -> dict[st
     seconds: dict[str, float] = {}
     for precision in ("fp32", "bf16"):
         best = float("inf")
-        for _ in range(repeats + 1):  # the first one makes ready
+        for _ in range(repeats + 1):  # the first one is a warm-up
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 features = models.encode_image(trial, images)
@@ -45,7 +45,7 @@ def measure(model: nn.Module, batch_size: int = 16, repeats: int = 3) -> dict[st
 
 
 def choose(asked: str, model: nn.Module) -> tuple[str, str | None]:
-    """The precision to train in, and for ``auto`` a line that says what was measured.
+    """Return the precision to train in and, for ``auto``, a line that says what was measured.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Runs side by side: one process per defence, each with its share of the cores."""
+"""Train several runs at the same time: one process per defence, each with its share of the cores."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ def train_each(
     retell: bool = False,
     **same,
 ) -> dict[str, Path]:
-    """Train one run per defence in ``out/<defense>``, side by side, each in a process with its share of the cores.
+    """Train one run per defence in ``out/<defense>`` at the same time; return {defence: run folder}.
 
-    Small models gain little from a second core, two runs gain all of it. ``same`` is what ``train`` takes, and the same
-    for all; finished runs are not trained again, and with ``retell`` say how they went. One bar shows how far all of
-    them have got together. Returns {defence: run folder}.
+    Each run has a process and its share of the cores, because a small model gains little from a second core. ``same``
+    are the arguments of ``train``, equal for all runs. A finished run is not trained again; with ``retell`` its lines
+    are printed. One bar shows the progress of all runs together.
 
     Raises
     ------
-    ValueError : as ``train`` does, before anything is started. RuntimeError : a run died; the message says why.
+    ValueError : as ``train`` does, before anything is started.
+    RuntimeError : a run died; the message says why.
     """
     for name in defense:
         defenses.load(name)
@@ -101,7 +102,7 @@ def train_each(
 
 
 def _one_precision(runs: Iterable[Path], same: dict, progress: bool) -> str:
-    """What runs side by side are trained in: as asked, or as one of them has begun, or as is measured once for all."""
+    """Return the one precision of all runs: as asked, or as one of them began, or as measured once for all."""
     asked, model = same.get("precision", "auto"), same.get("model", "small")
     begun = [json.loads(file.read_text())["precision"] for run in runs if (file := run / "config.json").exists()]
     if asked != "auto" or begun:
@@ -113,14 +114,14 @@ def _one_precision(runs: Iterable[Path], same: dict, progress: bool) -> str:
 
 
 def begin_worker(parent: int, threads: int) -> None:
-    """In a new worker: it ends with its parent, and has its share of the cores."""
+    """Prepare a new worker: it ends with its parent, and has its share of the cores."""
     processes.end_with(parent)
-    std.tqdm.set_lock(threading.RLock())  # its own is a semaphore: Python would warn of it when the worker is killed
+    std.tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore: Python warns of it when the worker is killed
     torch.set_num_threads(threads)
 
 
 def _work(parent: int, threads: int, sender, pairs: Dataset, arguments: dict) -> None:
-    """In a worker: train, and send the share that is done after every step, or in words why it failed."""
+    """Train in a worker; send the share that is done after every step, or a message that says why it failed."""
     begin_worker(parent, threads)
     try:
         train(pairs, progress=False, tick=sender.send, **arguments)

@@ -1,4 +1,4 @@
-"""``Trainer``: what a defence sees of the training, and the batches that it is made of."""
+"""``Trainer``: the part of the training that a defence sees, and the batches."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from otclib.defenses.base import LEFT_OUT, Batch
 from otclib.models import Features
 from otclib.optim import optimizers
 
-# the side of an image begins at this share of its own, and has all of it from this share of the training on
+# images begin at this share of their side, and have their full side from this share of the training on
 SMALL, GROWN = 0.75, 1 / 3
 View = Callable[[Tensor, int], Tensor]  # uint8 images [B, 3, H, W], side in pixels -> one view of each, float in [0, 1]
 
 
 class Towers(nn.Module):
-    """Both encoders behind one forward, so that a distributed wrapper sees every gradient.
+    """Both encoders in one ``forward``, so that a distributed wrapper sees every gradient.
 
-    ``precision`` is that of the matrix products and convolutions: ``fp32`` or ``bf16``; features come out in float32.
+    ``precision`` is that of the matrix products and convolutions: ``fp32`` or ``bf16``. Features are in float32.
     """
 
     def __init__(self, model: nn.Module, precision: str = "fp32"):
@@ -41,7 +41,7 @@ class Towers(nn.Module):
 
 
 class Trainer:
-    """What a defence sees of the training: the towers, the table, who is paired with whom, and the clock."""
+    """The part of the training that a defence sees: the towers, the table, the caption of every image, the epoch."""
 
     def __init__(
         self,
@@ -72,14 +72,14 @@ class Trainer:
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), models.normalize(model)])
 
     def restart(self) -> None:
-        """Begin anew from the initial weights, with fresh optimisers and schedule; the pairing stays."""
+        """Begin again from the initial weights, with fresh optimisers and schedule; every image keeps its caption."""
         self.model.load_state_dict(self.initial)
         for opt in self.optimizers:
             opt.state.clear()
         self.started = self.epoch
 
     def progress(self, done: float, epochs: int) -> float:
-        """The share of the training that is over, since the weights began; sets the images' size by it.
+        """Return the share of the training that is over, since the weights began, and set the images' size by it.
 
         ``done`` : the share of this epoch that is over.
         """
@@ -100,18 +100,18 @@ class Trainer:
     def view(
         self, images: Tensor, strong: bool = False, augment: View | None = None, side: int | None = None
     ) -> Tensor:
-        """One augmented, normalised view of uint8 images; a strong one shows a smaller part, in any hue.
+        """Return one augmented, normalised view of uint8 images; a strong view shows a smaller part, in any hue.
 
-        ``side`` : of the view, in pixels; default that of this moment of the training.
+        ``side`` : of the view, in pixels; default the present side of the training.
         """
         augment = augment or (views.STRONG if strong else views.WEAK)
         return self.normalize(augment(images, side or self.size))
 
     def batches(self, size: int, passes: Callable[[Tensor], list[Tensor]] | None = None) -> Iterator[Batch]:
-        """The batches of an epoch, in random order; ``passes`` makes groups of rows, trained one after the other."""
+        """Yield the batches of an epoch, in random order; ``passes`` makes groups of rows that follow each other."""
         order = torch.randperm(len(self.caption_of), generator=self.rng)
         for group in passes(order) if passes else [order]:
-            whole = min(size, len(group))  # what is left over at the end is dropped
+            whole = min(size, len(group))  # the incomplete batch at the end is dropped
             for rows in group.split(whole) if whole > 1 else ():
                 if len(rows) == whole:
                     yield self.batch(rows)
@@ -126,7 +126,7 @@ class Trainer:
     def encode_images(
         self, rows: Tensor | None = None, augment: View | None = None, side: int | None = None
     ) -> Iterator[tuple[Tensor, Features]]:
-        """Features of the images of ``rows`` (default: all, in order) as they are, or as ``augment`` shows them.
+        """Yield rows and features of the images of ``rows`` (default all, in order), as they are or under ``augment``.
 
         ``side`` : in pixels, default the images' own.
         """
@@ -134,7 +134,7 @@ class Trainer:
         every = torch.arange(len(self.pairs)) if rows is None else rows
         for some in every.split(512):
             parts = []
-            for images in self.images[some].split(64):  # what a layer makes of so many stays in the cache
+            for images in self.images[some].split(64):  # the activations of so many stay in the cache
                 images = images.to(self.device)
                 if augment:
                     seen = self.view(images, augment=augment, side=side)
@@ -147,12 +147,12 @@ class Trainer:
 
     @torch.no_grad()
     def encode_captions(self, rows: Tensor) -> Features:
-        """Features of the own captions of ``rows``."""
+        """Return the features of the own captions of ``rows``."""
         return self.encode_text(self.text[rows])
 
     @torch.no_grad()
     def encode_text(self, text: Tensor, size: int = 4096) -> Features:
-        """Features of token ids [B, L], without gradients."""
+        """Return the features of token ids [B, L], without gradients."""
         training = self.model.training
         self.model.eval()
         text = text.to(self.device)

@@ -125,6 +125,17 @@ def sinkhorn(
     ------
     ValueError : wrong shapes, a cost that is not finite where the weights are not zero, negative or all-zero weights,
         reg or rho <= 0, max_iter < 1.
+
+    Examples
+    --------
+    Two words on three places. Each word goes mostly to the place where it is cheap, and both share the third place.
+
+    >>> cost = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]])
+    >>> solved = sinkhorn(cost, reg=0.2)
+    >>> print(solved.plan.numpy().round(2), f"cost {float(solved.cost):.2f}")
+    [[0.33 0.01]
+     [0.01 0.33]
+     [0.17 0.17]] cost 0.24
     """
     if not 2 <= cost.ndim <= 4 or 0 in cost.shape[-2:] or not cost.is_floating_point():
         raise ValueError(

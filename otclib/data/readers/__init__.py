@@ -2,10 +2,11 @@
 
     pairs = otclib.data.load("coco", root="data/coco", split="val", size=5000)
 
-One reader per format, with the layout it expects in its docstring. A reader only says *where* things are: a table
-``id, image, caption, label`` whose image is a path, a byte range of a tar, or already an image. What the formats share
-is in ``read``: it counts blank captions and missing images, draws the sample, and only then makes the images lazy
-``datasets.Image`` cells (paths stay paths; the chosen bytes of tars are copied to Arrow once, in the cache).
+There is one reader per format, and its docstring has the layout that it expects. A reader only says *where* things are:
+it returns a table ``id, image, caption, label`` whose image is a path, a byte range of a tar, or already an image. The
+function ``read`` does what all formats share: it counts blank captions and missing images, draws the sample, and then
+makes the images lazy ``datasets.Image`` cells. (Paths stay paths. The chosen bytes of tars are copied to Arrow once, in
+the cache.)
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ def read(
     Parameters
     ----------
     name : ``coco``, ``visual-genome``, ``cc3m``, ``csv``, ``webdataset`` or ``hub``.
-    split : ``train`` or ``val``; ``csv``, ``webdataset`` and ``hub`` take any that the copy has.
+    split : ``train`` or ``val``; ``csv``, ``webdataset`` and ``hub`` take any split that the copy has.
     root : the folder of the copy.
-    size : a sample of that many rows, in the copy's order; a larger sample of one seed holds the smaller one.
+    size : a sample of this many rows, in the copy's order; a larger sample of the same seed contains the smaller one.
     seed : draws the sample, and the phrases of Visual Genome.
-    skip_missing : leave out the rows whose image is not there, with a warning, instead of failing.
-    options : those of the format's reader, ``read`` in the file of that name: see its docstring.
+    skip_missing : leave out the rows whose image is missing, with a warning, instead of failing.
+    options : the options of the format's reader, which is ``read`` in the file of its name: see its docstring.
 
     Returns
     -------
@@ -53,7 +54,7 @@ def read(
 
     Raises
     ------
-    FileNotFoundError : the root, a file that the format needs, or (unless ``skip_missing``) images are not there.
+    FileNotFoundError : the root, a file that the format needs, or (unless ``skip_missing``) an image is missing.
     ValueError : an unknown name, split, option or column, or a sample larger than the copy.
     """
     if name not in READERS:
@@ -76,7 +77,7 @@ def read(
     absent = _absent(table)
     if absent and not skip_missing:
         raise FileNotFoundError(
-            f"{len(absent)} of {len(table)} images of {name!r} {split!r} are not there, the first is "
+            f"{len(absent)} of {len(table)} images of {name!r} {split!r} are missing, the first is "
             f"{next(iter(absent.values()))}; skip_missing=True leaves them out"
         )
     blank = {row for row, caption in enumerate(table["caption"][:]) if not caption}
@@ -94,7 +95,7 @@ def read(
 
 
 def _absent(table: Dataset) -> dict[int, str]:
-    """The rows whose image is not there, with the name it should have; folders are listed once, not asked per file."""
+    """Return the rows whose image is missing, with the name that it should have. Each folder is listed only once."""
     if table.features == PAIRS:
         return {int(row): f"that of row {row}" for row in np.flatnonzero(table.data.column("image").is_null())}
     if table.features == RANGES:
@@ -107,7 +108,7 @@ def _absent(table: Dataset) -> dict[int, str]:
 def _with_images(table: Dataset, rows: np.ndarray) -> Dataset:
     if table.features == RANGES:
         return cached(copy_images, PAIRS, (table._fingerprint, rows.tobytes()), table=table, rows=rows)
-    if len(rows) < len(table):  # of paths a new table, so that a small sample does not drag the large one along
+    if len(rows) < len(table):  # paths become a new table, so that a small sample does not keep the large one in memory
         table = Dataset.from_dict(table[rows], features=PATHS) if table.features == PATHS else table.select(rows)
     return table.cast_column("image", Image())
 

@@ -1,4 +1,4 @@
-"""Conceptual Captions, in the layouts in which labs keep it."""
+"""Conceptual Captions, in the three layouts that are in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from otclib.data.readers.shards import SPLIT_WORDS, caption_of, captions_by_url,
 
 
 def read(root: Path, split: str, seed: int) -> Dataset:
-    """Conceptual Captions 3M (Sharma et al. 2018, ai.google.com/research/ConceptualCaptions), in one of three layouts.
+    """Read Conceptual Captions 3M (Sharma et al. 2018, ai.google.com/research/ConceptualCaptions) in one of 3 layouts.
 
     ::
 
@@ -22,12 +22,13 @@ def read(root: Path, split: str, seed: int) -> Dataset:
         root/00000.tar                                       img2dataset --output_format webdataset
         root/00000/000000000.{jpg,txt,json}                  img2dataset --output_format files
         root/Train_GCC-training.tsv                          caption, tab, URL; no header: the official lists, read
-        root/Validation_GCC-1.1.0-Validation.tsv             where img2dataset was not given the captions
+        root/Validation_GCC-1.1.0-Validation.tsv             if img2dataset was not given the captions
 
-    The first layout that is found counts, each looked for in ``root/{train,training}`` or
+    The first layout that is found is read. Each is looked for in ``root/{train,training}`` or
     ``root/{val,valid,validation}``, then in ``root``. Shards and numbered folders in ``root`` itself are ``train``,
     unless their names say otherwise or only the validation list lies there. Captions are joined to images by key
-    (``.txt``, ``.json``) or by URL, never by row number, which a header line or another shard size would shift.
+    (``.txt``, ``.json``) or by URL. They are never joined by row number, because a header line or another shard size
+    would shift it.
     """
     lists = {"train": sorted(root.glob("*GCC-training.tsv")), "val": sorted(root.glob("*GCC*Validation.tsv"))}
     tsv, other = next(iter(lists[split]), None), lists["val" if split == "train" else "train"]

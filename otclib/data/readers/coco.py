@@ -11,7 +11,7 @@ from otclib.data.readers.files import need, table_of_files
 
 
 def read(root: Path, split: str, seed: int, *, captions: str = "first", labels: str | None = None) -> Dataset:
-    """COCO 2017, as unpacked from cocodataset.org (Lin et al. 2014; captions: Chen et al. 2015).
+    """Read COCO 2017, as unpacked from cocodataset.org (Lin et al. 2014; captions: Chen et al. 2015).
 
     ::
 
@@ -22,8 +22,8 @@ def read(root: Path, split: str, seed: int, *, captions: str = "first", labels: 
 
     Parameters
     ----------
-    captions : ``"first"``, one row per image (``id`` is the image's), or ``"all"`` of its five or so, one row each
-        (``id`` is ``image-annotation``).
+    captions : ``"first"``: one row per image (``id`` is the image's); ``"all"``: one row for each of its about five
+        captions (``id`` is ``image-annotation``).
     labels : None, or ``"largest"``: the category of the image's largest object that is not a crowd.
     """
     if captions not in ("first", "all"):
@@ -43,7 +43,7 @@ def read(root: Path, split: str, seed: int, *, captions: str = "first", labels: 
         content = json.loads(instances.read_bytes())
         classes = {category["id"]: category["name"] for category in content["categories"]}
         objects = sorted((o for o in content["annotations"] if not o.get("iscrowd")), key=lambda o: o["area"])
-        largest = {o["image_id"]: classes[o["category_id"]] for o in objects}  # of each image, the last one stays
+        largest = {o["image_id"]: classes[o["category_id"]] for o in objects}  # an image's last stays
     return table_of_files(
         (row["image_id"] if captions == "first" else f"{row['image_id']}-{row['id']}" for row in rows),
         (folder / names[row["image_id"]] for row in rows),

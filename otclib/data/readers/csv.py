@@ -23,7 +23,7 @@ def read(
     label_column: str | None = None,
     separator: str | None = None,
 ) -> Dataset:
-    """Any CSV or TSV file with a header; ``id`` is the row's number, from 0.
+    """Read a CSV or TSV file with a header; ``id`` is the row's number, from 0.
 
     ::
 
@@ -32,9 +32,9 @@ def read(
 
     Parameters
     ----------
-    csv : the file's name under root, by default ``{split}.csv``; image paths are relative to its folder, or absolute.
+    csv : the file's name under root, default ``{split}.csv``. Image paths are relative to its folder, or absolute.
     image_column, caption_column, label_column : names in the header; without ``label_column`` no row has a label.
-    separator : by default the one of comma, tab, semicolon and bar under which the header has these columns.
+    separator : default the one of comma, tab, semicolon and bar with which the header has these columns.
     """
     file = root / (csv or f"{split}.csv")
     need(f"'csv' {split!r}", file)

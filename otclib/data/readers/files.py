@@ -1,4 +1,4 @@
-"""What the readers share: the columns of their tables, and a cache for what takes long to read."""
+"""Helpers of the readers: the columns of their tables, and a cache for data that takes long to read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets.fingerprint import Hasher
 
 from otclib.data.cache import cache_dir
 
-VERSION = 1  # part of the cache's name: raise it when the same shards would give another table
+VERSION = 1  # part of the cache's name: raise it when the same shards begin to give another table
 
 
 def _features(image) -> Features:
@@ -24,7 +24,7 @@ RANGES = _features({"path": Value("string"), "offset": Value("int64"), "size": V
 
 
 def cached(generator: Callable, features: Features, key: tuple, **inputs) -> Dataset:
-    """``Dataset.from_generator`` in our cache, run again only when ``key`` changes; its own errors, unwrapped."""
+    """Return ``Dataset.from_generator`` from our cache, made anew only when ``key`` changes; errors are unwrapped."""
     folder, fingerprint = str(cache_dir() / "captions"), Hasher.hash((VERSION, *key))
     try:
         return Dataset.from_generator(generator, features, folder, gen_kwargs=inputs, fingerprint=fingerprint)

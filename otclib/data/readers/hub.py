@@ -1,4 +1,4 @@
-"""Whatever Hugging Face ``datasets`` reads."""
+"""Any data set that Hugging Face ``datasets`` can read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(
     caption_column: str = "caption",
     label_column: str | None = None,
 ) -> Dataset:
-    """Whatever ``datasets`` reads: a dataset of the hub, a folder of parquet files or of images, or a saved dataset.
+    """Read what ``datasets`` can read: a dataset of the hub, a folder of parquet files or images, a saved dataset.
 
     ::
 
@@ -35,10 +35,10 @@ def read(
 
     Parameters
     ----------
-    path : a name on the hub, or a folder (below ``root`` where that is given); by default ``root`` itself.
-    config, revision : handed to ``load_dataset``.
-    image_column, caption_column, label_column : a caption may be a list of strings, of which the first is taken; a
-        label a string or a numbered class; without ``label_column`` no row has a label.
+    path : a name on the hub, or a folder (below ``root`` if that is given); default ``root`` itself.
+    config, revision : passed on to ``load_dataset``.
+    image_column, caption_column, label_column : a caption is a string, or a list of strings whose first is taken. A
+        label is a string or a numbered class. Without ``label_column`` no row has a label.
     """
     if root is None and path is None:
         raise ValueError("'hub' needs path, a name on the hub or a folder, or root; got neither")
@@ -73,7 +73,7 @@ def read(
 
 
 def _saved(folder: Path) -> dict[str, Dataset]:
-    """The splits that ``save_to_disk`` wrote into a folder; none if it did not. One without a name is ``train``."""
+    """Return the splits that ``save_to_disk`` wrote into a folder, if any. A split without a name is ``train``."""
     if (folder / "dataset_dict.json").is_file():
         return dict(load_from_disk(str(folder)))
     if (folder / "state.json").is_file():

@@ -21,7 +21,7 @@ TEXT_ENDINGS = ("txt", "json", "cls")
 
 
 def samples_of(files: Iterable[tuple[str, object, Callable[[], bytes]]]) -> dict[str, dict]:
-    """key -> ``{"image": its place, "txt": text, ...}``, from the files' names, places and contents."""
+    """Return key -> ``{"image": its place, "txt": text, ...}`` of the files' names, places and contents."""
     samples: dict[str, dict] = {}
     for name, place, content in files:
         folder, base = os.path.split(name)
@@ -35,7 +35,7 @@ def samples_of(files: Iterable[tuple[str, object, Callable[[], bytes]]]) -> dict
 
 
 def caption_of(texts: dict, urls: Callable[[], dict[str, str]]) -> str:
-    """The caption beside an image: its ``.txt``, else ``caption`` of its ``.json``, else that listed with its URL."""
+    """Return the caption of an image: its ``.txt``, else ``caption`` in its ``.json``, else the one listed by URL."""
     if caption := texts.get("txt", "").strip():
         return caption
     about = json.loads(texts.get("json") or "{}")
@@ -48,7 +48,7 @@ def captions_by_url(tsv: Path | None) -> dict[str, str]:
 
 
 def find_shards(root: Path, split: str, whole: bool) -> list[Path]:
-    """The tars of a split: by folder, by name, or (``whole``) those in root whose names tell of no split."""
+    """Return the tars of a split: by folder, by name, or (``whole``) those in root whose names have no split."""
     words = SPLIT_WORDS.get(split, (split,))
     for word in words:
         if tars := sorted((root / word).glob("*.tar")):
@@ -60,7 +60,7 @@ def find_shards(root: Path, split: str, whole: bool) -> list[Path]:
 
 
 def index(root: Path, shards: list[Path], tsv: Path | None, class_names: list[str] | None = None) -> Dataset:
-    """Rows of tars without the images' bytes: only where they lie."""
+    """Return the rows of tars with the places of the images, not their bytes."""
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in [*shards, *([tsv] if tsv else [])]]
     inputs = {"root": root, "shards": tuple(shards), "tsv": tsv, "class_names": tuple(class_names or ())}
     return cached(_scan, RANGES, (stamps, inputs), **inputs)

@@ -13,7 +13,7 @@ from otclib.data.readers.files import need, table_of_files
 
 
 def read(root: Path, split: str, seed: int, *, phrases: int = 1, split_seed: int = 0) -> Dataset:
-    """Visual Genome's region descriptions (Krishna et al. 2017, homes.cs.washington.edu/~ranjay/visualgenome).
+    """Read Visual Genome's region descriptions (Krishna et al. 2017, homes.cs.washington.edu/~ranjay/visualgenome).
 
     ::
 
@@ -24,8 +24,8 @@ def read(root: Path, split: str, seed: int, *, phrases: int = 1, split_seed: int
 
     Parameters
     ----------
-    phrases : how many of the image's distinct region phrases, drawn by ``seed``, are joined by commas to its caption.
-    split_seed : another split; give ``train`` and ``val`` the same one.
+    phrases : number of the image's distinct region phrases, drawn by ``seed``, that commas join to its caption.
+    split_seed : another one gives another split; give ``train`` and ``val`` the same one.
     """
     if phrases < 1:
         raise ValueError(f"phrases must be at least 1, got {phrases}")

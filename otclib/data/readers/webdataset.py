@@ -1,4 +1,4 @@
-"""Shards of webdataset."""
+"""Shards in the format of webdataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from otclib.data.readers.shards import find_shards, index
 def read(
     root: Path, split: str, seed: int, *, shards: str | None = None, class_names: list[str] | None = None
 ) -> Dataset:
-    """Tars of samples (github.com/webdataset/webdataset): files that share their name up to the first dot.
+    """Read tars of samples (github.com/webdataset/webdataset): files that share their name up to the first dot.
 
     ::
 
@@ -20,14 +20,14 @@ def read(
                                000000000.txt, or .json with "caption"
                                000000000.cls (optional), the label
 
-    Shards are looked for in ``root/{split}/``, then in ``root`` by the split in their name (``cc3m-train-0000.tar``);
-    those in ``root`` that name no split are ``train``. Tars must not be compressed: one pass over headers and texts
-    makes an index, then the chosen images' bytes are copied; the cache keeps both until a shard changes.
+    Shards are looked for in ``root/{split}/``, then in ``root`` by the split in their name (``cc3m-train-0000.tar``).
+    Shards in ``root`` that name no split are ``train``. Tars must not be compressed. One pass over headers and texts
+    makes an index, and then the bytes of the chosen images are copied. The cache keeps both until a shard changes.
 
     Parameters
     ----------
     shards : a pattern below root (``"part-*/*.tar"``) that is read instead, whatever the split.
-    class_names : what the integers in ``.cls`` stand for; by default the text of ``.cls`` is the label.
+    class_names : the names of the integers in ``.cls``; default: the text of ``.cls`` is the label.
     """
     found = sorted(root.glob(shards)) if shards else find_shards(root, split, split == "train")
     if not found:
