@@ -5,12 +5,11 @@ For a cost matrix C, marginals a, b and a regularisation ``reg`` = eps, the plan
     P = argmin_P  <P, C> - eps H(P)   with  P 1 = a,  P^T 1 = b,      P_nm = exp((f_n + g_m - C_nm) / eps)
 
 with H(P) = -sum P (log P - 1) (Cuturi, NeurIPS 2013). Sinkhorn's iterations scale rows and columns of
-K = exp(-C / eps) in turn. With ``unbalanced`` = rho the marginals are penalised instead of met, by rho KL(P 1 | a) and
-rho KL(P^T 1 | b) in the objective (Chizat et al., Math. Comp. 2018). Mass that is far from everything is not moved.
+K = exp(-C / eps) in turn. With ``unbalanced`` = rho the marginals are penalised instead, by rho KL(P 1 | a) and
+rho KL(P^T 1 | b) (Chizat et al., Math. Comp. 2018), so mass that is far from everything is not moved.
 
-On the CPU, float32 problems are solved one by one in the first-level cache (``transport/cpu.py``). The solver in this
-file serves every device and dtype, and the tests compare the compiled kernels with it. It keeps the problems of a batch
-on the *last* axis, because a sum over rows or columns then runs along memory.
+On the CPU, float32 problems are solved one by one in the first-level cache (``transport/cpu.py``). This file serves
+every device and dtype. It keeps a batch's problems on the *last* axis, so that sums run along memory.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -65,7 +63,7 @@ class Transport:
     def value(self) -> Tensor:
         """Return the optimum [B], <P, C> - eps H(P) + rho KL(...), in float64; its derivative in C is P.
 
-        This is the envelope theorem: P minimises the objective, so to first order its dependence on C does not count.
+        The envelope theorem says so: P minimises the objective, so to first order its dependence on C does not count.
         """
         total = -self.reg * self.plan.double().sum((-2, -1))
         for w, h, rho in zip(self.weights, self.potentials, self.unbalanced):
@@ -77,8 +75,8 @@ class Transport:
 class _GradientIsPlan(torch.autograd.Function):
     """A number whose gradient in C is declared to be P. No plan is stored: P is computed from the potentials.
 
-    For the regularised optimum (``Transport.value``) this is its derivative, by the envelope theorem. For <P, C>
-    (``Transport.cost``) it is a surrogate that holds P constant: the derivative of <P(C), C> also has the term <dP, C>.
+    Of the optimum (``Transport.value``) this is the derivative, by the envelope theorem. Of <P, C> (``Transport.cost``)
+    it is a surrogate that holds P constant: the derivative of <P(C), C> also has the term <dP, C>.
     """
 
     @staticmethod
@@ -118,8 +116,7 @@ def sinkhorn(
     Returns
     -------
     Transport. The gradient of ``cost`` in C is the plan, held constant; nothing is recorded under ``no_grad``.
-    A problem that does not reach ``tol`` within ``max_iter`` iterations has ``converged`` False and its true
-    ``marginal_error``.
+    A problem that has not reached ``tol`` after ``max_iter`` iterations has ``converged`` False and its true error.
 
     Raises
     ------
@@ -128,7 +125,7 @@ def sinkhorn(
 
     Examples
     --------
-    Two words on three places. Each word goes mostly to the place where it is cheap, and both share the third place.
+    Two words on three places: each word goes mostly to the place where it is cheap, and both share the third place.
 
     >>> cost = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]])
     >>> solved = sinkhorn(cost, reg=0.2)
@@ -203,7 +200,7 @@ def _refuse_bad_input(n_iter: Tensor, C: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 @cache
-def compiled() -> ModuleType | None:
+def compiled() -> Any | None:
     """Return the module of the compiled CPU kernels, or None where Numba is missing."""
     try:
         from otclib.transport import cpu
