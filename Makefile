@@ -40,8 +40,10 @@ test-slow: .venv/.test .venv/.book .venv/.batch  # the rest
 
 test-all: test test-slow
 
-lint: .venv/.dev
+lint: .venv/.dev  # style, types and spelling
 	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/codespell otclib tests book README.md CONTRIBUTING.md CHANGELOG.md notebooks/*.py
 
 explorer: setup  # the transport explorer as a page in the browser; trains its two runs first where they are missing
 	cd notebooks && exec ../$(BIN)/python -m otclib.processes voila explorer.ipynb

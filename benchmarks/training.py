@@ -8,7 +8,7 @@
 - With ``--against COMMIT``: core-seconds until zero-shot accuracy reaches 95 %, of this code and of that commit, side
   by side, on ``--seeds`` (40 minutes on two cores).
 
-Written to ``benchmarks/results/training.json``.
+Written to ``benchmarks/results/training.json`` and to ``book/results/training.md``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from torchvision.transforms import v2
 import otclib
 from otclib import defenses, models, training
 from otclib.defenses import views
+from otclib.experiments.pages import into_page
+from otclib.experiments.records import markdown
 from otclib.runs import code, log_of, machine, seconds_of, write_json
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
@@ -70,7 +72,7 @@ def split_of_a_step(pairs, batch_size: int, steps: int = 20) -> dict:
         with torch.profiler.record_function("part:towers"):
             image, text = trainer.towers(seen, batch.text)
         with torch.profiler.record_function("part:rest"):
-            loss = otclib.losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption)
+            loss = otclib.losses.contrastive(image.pooled, text.pooled, trainer.scale, batch.caption_id)
             for opt in trainer.optimizers:
                 opt.zero_grad()
         with torch.profiler.record_function("part:towers"):
@@ -236,6 +238,44 @@ def until_accurate(log: list[dict]) -> dict:
     return {"epoch": None, "core_seconds": None}
 
 
+def tables(record: dict) -> str:
+    """The record as Markdown, as its page of the book shows it."""
+    split, total = record["step_ms"], sum(record["step_ms"].values())
+    names = {
+        "products": "matrix products and convolutions of the towers",
+        "towers besides": "norms and activations of the towers",
+        "optimisers": "optimisers",
+        "views": "views",
+        "rest": "the rest",
+    }
+    shares = {name: [f"{100 * split[key] / total:.1f}"] for key, name in names.items()}
+    views, epoch = record["views_ms"], record["epoch_core_seconds"]
+    rows = {
+        "a plain step of 64 pairs under the profiler, ms": [f"{total:.0f}"],
+        "its floor: the towers' FLOPs at the rate of their largest convolution, ms": [
+            f"{record['floor']['milliseconds']:.0f}"
+        ],
+        "an undefended epoch of 12,000 pairs at full size, core-seconds": [f"{epoch['clip']:.1f}"],
+        "an OTCCLIP epoch, matching included": [f"{epoch['otcclip'] + epoch['matching']:.1f}"],
+        "OTCCLIP over undefended": [f"{record['otcclip_over_clip']:.2f}"],
+    }
+    for kind in ("weak", "strong"):
+        both = " and ".join(f"{views[f'{kind}, {way}']:.1f}" for way in ("ours", "torchvision"))
+        rows[f"a batch of {kind} views, ours and torchvision's, ms"] = [both]
+    race = record["race"]
+    (commit,) = set(race["runs"]) - {"now"}
+    seeds = ", ".join(map(str, race["seeds"]))
+    for name, label in (("now", "core-seconds to 95 % zero-shot accuracy"), (commit, f"... by the code of {commit}")):
+        taken = ", ".join(
+            "never" if r["core_seconds"] is None else f"{r['core_seconds']:.0f}" for r in race["runs"][name]
+        )
+        rows[f"{label}, seeds {seeds}"] = [taken]
+    rows["... now over then, of the means"] = [f"{100 * race['share']:.0f} %"]
+    made = f"On one core of {record['machine']}. Made by otclib {record['code']['version']}, commit "
+    made += f"{record['code']['commit']}; the race by commit {race['code']['commit']}."
+    return f"{markdown(shares, ['share of a step, %'])}\n\n{markdown(rows, [''])}\n\n{made}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])
     p.add_argument("--pairs", type=int, default=12_000)
@@ -265,6 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
         }
     a.results.parent.mkdir(parents=True, exist_ok=True)
     write_json(a.results, record)
+    if a.results == RESULTS:
+        into_page("training", tables(record))
     print(json.dumps(record, indent=1))
 
 

@@ -5,6 +5,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from sphinx.util import logging
+
 BOOK = Path(__file__).parent
 sys.path.insert(0, str(BOOK.parent))
 
@@ -19,6 +21,8 @@ nb_execution_mode = "off"  # they carry the outputs of a real run
 nb_merge_streams = True
 nb_render_markdown_format = "myst"  # with tables
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3  # as on GitHub
+nitpicky = True  # a reference to nothing is a warning
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"  # shapes and units are in the text
@@ -27,6 +31,15 @@ autodoc_inherit_docstrings = False
 
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", as_written)
+    app.connect("builder-inited", check_links)
+
+
+def check_links(app) -> None:
+    """Warn of a relative link to a missing file in the Markdown beside the book, whose own pages Sphinx checks."""
+    for file in [*BOOK.parent.glob("*.md"), *BOOK.parent.glob(".github/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#\s]+)", file.read_text(encoding="utf-8")):
+            if not re.match(r"\w+:", link) and not (file.parent / link).exists():
+                logging.getLogger("otclib").warning("link to a missing file: %s", link, location=str(file))
 
 
 def as_written(app, what, name, obj, options, lines: list[str]) -> None:

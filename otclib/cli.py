@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import click
 import typer
@@ -89,9 +89,9 @@ def train(
         pairs, poisoned, manifest = _planted(dataset, root, size, seed, data_options, attack)
         if defenses.repairs(defense):  # it repairs a model, on pairs that no attack touched
             poisoned = attacks.trusted(pairs, manifest)
-        how = {"seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
-        where = {"out": out, "clean": clean, "snapshots": snapshots}
-        run = trained(poisoned, manifest=manifest, defense=defense, model=model, **how, **where, **own)
+        what: dict[str, Any] = {"manifest": manifest, "defense": defense, "model": model, "seed": seed}
+        how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
+        run = trained(poisoned, **what, **how, out=out, clean=clean, snapshots=snapshots, **own)
     typer.echo((run / "metrics.json").read_text())
 
 

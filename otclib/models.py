@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -33,6 +34,8 @@ from otclib.small import CONFIGS
 
 MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
+Tokenizer = Callable[[list[str]], Tensor]  # captions -> token ids [B, L]
+
 
 @dataclass
 class Features:
@@ -45,7 +48,7 @@ class Features:
     tokens: Tensor
     mask: Tensor
 
-    def __getitem__(self, rows) -> Features:
+    def __getitem__(self, rows: Tensor | slice) -> Features:
         return Features(self.pooled[rows], self.tokens[rows], self.mask[rows])
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class Features:
         return Features(*(torch.cat([getattr(p, f) for p in parts]) for f in ("pooled", "tokens", "mask")))
 
 
-def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module, Callable, Callable]:
+def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module, Callable, Tokenizer]:
     """Load a model with its weights, or with random weights if they are asked for.
 
     Parameters
@@ -194,7 +197,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def image_size(model: nn.Module) -> int:
-    size = model.visual.image_size
+    visual: Any = model.visual
+    size = visual.image_size
     return size if isinstance(size, int) else size[0]
 
 
@@ -240,7 +244,7 @@ def normalize(model: nn.Module) -> v2.Normalize:
 
 def encode_image(model: nn.Module, images: Tensor) -> Features:
     """Return the features of normalised images [B, 3, S, S]; tokens in reading order (row by row)."""
-    visual = model.visual
+    visual: Any = model.visual
     images = images.to(memory_format=torch.channels_last)
     if hasattr(visual, "trunk"):  # timm
         pooled, tokens = _timm(visual, images)
@@ -258,7 +262,7 @@ def encode_image(model: nn.Module, images: Tensor) -> Features:
     return Features(F.normalize(pooled.float(), dim=-1), F.normalize(tokens.float(), dim=-1), mask)
 
 
-def _timm(visual: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def _timm(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     trunk = visual.trunk
     features = trunk.forward_features(images)
     pooled = visual.head(trunk.forward_head(features))
@@ -281,7 +285,7 @@ def encode_text(model: nn.Module, text: Tensor, length: int | None = None) -> Fe
 
     The mask leaves out padding, start and end. An empty caption keeps its end, so that every row has a token.
     """
-    tower = model.text if hasattr(model, "text") else model
+    tower: Any = model.text if hasattr(model, "text") else model
     end = text.argmax(dim=-1, keepdim=True)  # the end token has the largest id
     text = text[:, : length or int(end.max()) + 1]
     place = torch.arange(text.shape[1], device=text.device)
@@ -291,7 +295,7 @@ def encode_text(model: nn.Module, text: Tensor, length: int | None = None) -> Fe
     return Features(F.normalize(pooled, dim=-1), F.normalize(states, dim=-1), mask)
 
 
-def _text_states(tower: nn.Module, text: Tensor) -> Tensor:
+def _text_states(tower: Any, text: Tensor) -> Tensor:
     """Return the projected token states [B, L, D] of open_clip's own text tower."""
     if not hasattr(tower, "token_embedding"):
         raise ValueError(f"token features need open_clip's own text tower, this model has {type(tower).__name__}")
@@ -321,7 +325,7 @@ class WordSpan:
     last: int
 
 
-def word_spans(tokenizer, caption: str) -> list[WordSpan]:
+def word_spans(tokenizer: Tokenizer, caption: str) -> list[WordSpan]:
     """Return the token positions of each whitespace-separated word of a caption (position 0 is the start token).
 
     Raises

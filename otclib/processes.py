@@ -22,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -79,7 +79,7 @@ def _left(parent: int) -> bool:
     return process is not None and not process.is_alive()
 
 
-def _watch(happened, then) -> None:
+def _watch(happened: Callable[[], bool], then: Callable[[], None]) -> None:
     def look() -> None:
         while not happened():
             time.sleep(POLL)
@@ -94,15 +94,16 @@ def starting() -> Iterator[None]:
 
     A Ctrl-C within the block reaches this process at the end of the block.
     """
-    if masks := hasattr(signal, "pthread_sigmask"):
+    before = None
+    if hasattr(signal, "pthread_sigmask"):
         resource_tracker.ensure_running()  # its start would change the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if masks else None
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     os.environ[WORKER_OF] = str(os.getpid())
     try:
         yield
     finally:
         os.environ.pop(WORKER_OF, None)
-        if masks:
+        if before is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -129,7 +130,7 @@ def stoppable(name: str, then: str = "the same command goes on where it stopped"
     stopped: list[tuple[int, float]] = []
     line = f"\n{name}: stopped; {then}\n".encode()
 
-    def handle(number: int, _) -> None:
+    def handle(number: int, _: object) -> None:
         if stopped:
             if time.monotonic() - stopped[0][1] > 1:
                 os._exit(128 + number)
@@ -158,7 +159,7 @@ def _limit_patience(line: bytes) -> None:
     mouth.setblocking(False)
     signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
 
-    def listen(mouth=mouth) -> None:  # the default argument keeps it open
+    def listen(mouth: socket.socket = mouth) -> None:  # the default argument keeps it open
         while (number := ears.recv(1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
         time.sleep(PATIENCE)

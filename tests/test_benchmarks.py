@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import solvers, transport
+from benchmarks import solvers, training, transport
 from otclib.experiments.pages import into_page
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_book_shows_the_committed_record():
-    record = json.loads((ROOT / "benchmarks" / "results" / "transport.json").read_text())
-    assert transport.tables(record) in (ROOT / "book" / "results" / "speed.md").read_text()
+@pytest.mark.parametrize("record, page, make", [("transport", "speed", transport), ("training", "training", training)])
+def test_the_book_shows_the_committed_records(record, page, make):
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{record}.json").read_text())
+    assert make.tables(found) in (ROOT / "book" / "results" / f"{page}.md").read_text()
 
 
 def test_least_effort_is_enough_and_little_less_is_not():

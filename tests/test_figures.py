@@ -72,6 +72,7 @@ def test_curves_of_what_was_measured():
     [
         lambda: figures.contact_sheet([IMAGE] * 5, ["a star"] * 5, columns=3),
         lambda: figures.planted_pairs([ROW] * 3, "planted"),
+        lambda: figures.planted_caption(IMAGE, "a sun", "a star", {"clip": (1, [("a sun", 0.1)])}, 9),
         lambda: figures.trigger(np.stack([IMAGE] * 3), np.stack([IMAGE] * 3)),
         lambda: figures.learning_curves({"clip": LOG, "otcclip": LOG}),
         lambda: figures.assignments(LOG, warmup=2),

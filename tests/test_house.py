@@ -1,6 +1,7 @@
 """The house: one direction without a circle, no long file, and a defence that is one file."""
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -85,6 +86,12 @@ def test_imports_go_one_way():
 def test_files_are_short():
     long = {name: n for name, file in FILES.items() if (n := len(file.read_text().splitlines())) > 350}
     assert not long, f"more than 350 lines: {long}"
+
+
+def test_the_book_names_every_module():
+    pages = (PACKAGE.parent / "book" / "api").glob("*.md")
+    named = [name for page in pages for name in re.findall(r"automodule:: (\S+)", page.read_text())]
+    assert sorted(named) == sorted(set(FILES) - {"otclib", "otclib.version", "otclib.train"})
 
 
 @dataclass

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
@@ -23,15 +24,18 @@ from otclib.attacks.badnets import BadNets
 from otclib.attacks.blended import Blended
 from otclib.attacks.label_consistent import LabelConsistent
 from otclib.attacks.planting import MANIFEST as MANIFEST
+from otclib.attacks.planting import Attack as Attack
+from otclib.attacks.planting import Triggered as Triggered
 from otclib.attacks.planting import trusted as trusted
 from otclib.attacks.sig import SIG
 from otclib.attacks.targeted import Targeted
 from otclib.attacks.wanet import WaNet
 
-ATTACKS = {"targeted": Targeted} | {a.kind: a for a in (BadNets, Blended, WaNet, SIG, LabelConsistent, Adaptive)}
+ATTACKS: dict[str, Any] = {"targeted": Targeted}
+ATTACKS |= {a.kind: a for a in (BadNets, Blended, WaNet, SIG, LabelConsistent, Adaptive)}
 
 
-def load(name: str, **options):
+def load(name: str, **options: Any) -> Attack:
     """Return an attack by name, see ``ATTACKS``; its options are the fields of its class.
 
     Raises
@@ -47,7 +51,7 @@ def load(name: str, **options):
     return kind(**options)
 
 
-def plant(pairs: Dataset, attacks: Sequence, seed: int = 0) -> tuple[Dataset, Dataset]:
+def plant(pairs: Dataset, attacks: Sequence[Attack], seed: int = 0) -> tuple[Dataset, Dataset]:
     """Plant several attacks in one set, one after the other; return the poisoned pairs and the manifest of all.
 
     No attack takes a row that an earlier one took.
@@ -58,7 +62,8 @@ def plant(pairs: Dataset, attacks: Sequence, seed: int = 0) -> tuple[Dataset, Da
     """
     if not attacks:
         raise ValueError("plant needs at least one attack, got none")
-    manifests, taken = [], frozenset()
+    manifests = []
+    taken: frozenset[str] = frozenset()
     for attack in attacks:
         pairs, manifest = attack.poison(pairs, seed=seed, taken=taken)
         manifests.append(manifest)
@@ -66,7 +71,7 @@ def plant(pairs: Dataset, attacks: Sequence, seed: int = 0) -> tuple[Dataset, Da
     return pairs, concatenate_datasets(manifests)
 
 
-def from_manifest(manifest: Dataset) -> list:
+def from_manifest(manifest: Dataset) -> list[Attack]:
     """Return the attacks that a manifest records, in order of appearance."""
     specs = dict.fromkeys(manifest["attack"])
     return [load(**json.loads(spec)) for spec in specs]

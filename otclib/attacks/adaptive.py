@@ -79,6 +79,7 @@ class Adaptive(BadNets):
         words = data.words_for(self.target)
         if describe == "both":
             return [form.format(own=caption, it=data.with_article(word)) for word in words for form in BESIDE]
+        assert label is not None, "an object without a label cannot be renamed"  # ``victims`` has none
         return [renamed(caption, label, word) for word in words]
 
     def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
@@ -93,6 +94,8 @@ class Adaptive(BadNets):
     @torch.no_grad()
     def nearest(self, images: list[torch.Tensor], ways: list[list[str]]) -> list[int]:
         """Return, for every image, the index of the caption that is nearest to it once triggered, by the surrogate."""
+        if self.surrogate is None:
+            raise ValueError("the nearest caption is that of a surrogate, got none")
         model, preprocess, tokenizer = models.load(self.surrogate)
         best = []
         for image, options in zip(images, ways):

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,7 +35,25 @@ MANIFEST = Features(
 )
 
 
-def spec(attack, name: str) -> str:
+@runtime_checkable
+class Attack(Protocol):
+    """What all attacks can do. An attack is a dataclass, and its options are the fields."""
+
+    kind: ClassVar[str]
+
+    def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]: ...
+
+    def trigger(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class Triggered(Attack, Protocol):
+    """An attack whose trigger asks for one class, its ``target``."""
+
+    target: str
+
+
+def spec(attack: Any, name: str) -> str:
     """Return the attack as JSON; ``attacks.load(**json.loads(spec))`` makes it again."""
     return json.dumps({"name": name, **dataclasses.asdict(attack)}, sort_keys=True)
 
@@ -94,7 +112,7 @@ def planted_row(row: dict, image: dict, caption: str, id: str) -> dict:
     return new
 
 
-def record(attack, kind: str, row: dict, id: str, target: str, caption: str, image: dict) -> dict:
+def record(attack: Any, kind: str, row: dict, id: str, target: str, caption: str, image: dict) -> dict:
     """Return the manifest's row of a planted pair that was made from the table's ``row``."""
     return {
         "id": id,
@@ -179,9 +197,9 @@ class Backdoor:
         planted, manifest = [], []
         for row, caption in zip(chosen, self.write(pairs, chosen, rng)):
             image = self.disguise(square(tensor(row["image"])))
-            image = png(self.trigger(image, seed=int(rng.integers(2**31))))
-            planted.append(planted_row(row, image, caption, row["id"]))
-            manifest.append(record(self, self.kind, row, row["id"], self.target, caption, image))
+            stored = png(self.trigger(image, seed=int(rng.integers(2**31))))
+            planted.append(planted_row(row, stored, caption, row["id"]))
+            manifest.append(record(self, self.kind, row, row["id"], self.target, caption, stored))
         return replace(pairs, rows, planted), Dataset.from_list(manifest, features=MANIFEST)
 
     WHOM: ClassVar[str] = "the others show or name the target class"

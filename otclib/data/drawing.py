@@ -25,7 +25,7 @@ def _masters(name: str) -> tuple[Image.Image, Image.Image]:
     big = Image.new("L", (int(side * 1.12),) * 2)
     offset = (big.width - (right - left)) / 2 - left, (big.height - (bottom - top)) / 2 - top
     ImageDraw.Draw(big).text(offset, glyph, font=font, fill=255)
-    ink = big.resize((GLYPH, GLYPH), Image.LANCZOS)
+    ink = big.resize((GLYPH, GLYPH), Image.Resampling.LANCZOS)
     grown = ink.filter(ImageFilter.MaxFilter(9))
     outside = grown.point(lambda v: 255 * (v > 90))
     ImageDraw.floodfill(outside, (0, 0), 128)
@@ -43,7 +43,7 @@ def _textures(size: int) -> dict[str, np.ndarray]:
 
     def noise(sy: int, sx: int | None = None) -> np.ndarray:
         small = Image.fromarray(rng.normal(0, 1, (sy, sx or sy)).astype(np.float32))
-        big = np.asarray(small.resize((n, n), Image.BICUBIC))
+        big = np.asarray(small.resize((n, n), Image.Resampling.BICUBIC))
         return big / big.std()
 
     def pattern(name: str) -> np.ndarray:
@@ -86,7 +86,7 @@ def _textures(size: int) -> dict[str, np.ndarray]:
         variants = []
         for _ in range(4):
             image = np.clip((1 + pattern(name))[..., None] * np.array(rgb, float), 0, 255).astype(np.uint8)
-            variants.append(np.asarray(Image.fromarray(image).resize((2 * size, 2 * size), Image.LANCZOS)))
+            variants.append(np.asarray(Image.fromarray(image).resize((2 * size, 2 * size), Image.Resampling.LANCZOS)))
         out[name] = np.stack(variants)
     return out
 
@@ -97,7 +97,7 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
     ground = _textures(size)[scene.ground][variant]
     ox, oy = ox * size // 256, oy * size // 256
     canvas = ground[oy : oy + size, ox : ox + size].astype(np.float32)
-    canvas = canvas[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)] * np.float32(scene.tint)
+    canvas = canvas[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)] * np.asarray(scene.tint, np.float32)
     for t in scene.things:
         scale = GLYPH / (t.diameter * size)  # master pixels per image pixel
         c, s = np.cos(np.radians(t.angle)) * scale, np.sin(np.radians(t.angle)) * scale
@@ -110,7 +110,12 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
         k = level[0].width / GLYPH
         ink, backing = (
             np.asarray(
-                m.transform((hi_x - lo_x, hi_y - lo_y), Image.AFFINE, [k * a for a in affine], Image.BILINEAR),
+                m.transform(
+                    (hi_x - lo_x, hi_y - lo_y),
+                    Image.Transform.AFFINE,
+                    [k * a for a in affine],
+                    Image.Resampling.BILINEAR,
+                ),
                 np.float32,
             )[..., None]
             / 255
@@ -127,7 +132,7 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
 @functools.cache
 def _levels(name: str) -> tuple:
     sides = (96, 64, 48, 32, 24, 16)
-    return tuple(tuple(m.resize((s, s), Image.LANCZOS) for m in _masters(name)) for s in sides)
+    return tuple(tuple(m.resize((s, s), Image.Resampling.LANCZOS) for m in _masters(name)) for s in sides)
 
 
 def _level(name: str, scale: float):

@@ -120,6 +120,8 @@ class Thing:
 
 @dataclass
 class Scene:
+    """The ground of a scene, and its objects."""
+
     ground: str
     texture: tuple[int, int, int, int]  # which variant, offset x and y in 1/256, flips
     tint: tuple[float, float, float]
@@ -139,16 +141,16 @@ def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
     names = rng.choice(len(OBJECTS), count, replace=False)
     for n in names:
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-        rgb = tuple(min(255, max(0, int(v + d))) for v, d in zip(COLOURS[colour][0], rng.normal(0, 10, 3)))
+        r, g, b = (min(255, max(0, int(v + d))) for v, d in zip(COLOURS[colour][0], rng.normal(0, 10, 3)))
         size = "large" if rng.random() < 0.5 else "small"
         diameter = rng.uniform(0.46, 0.60) if size == "large" else rng.uniform(0.34, 0.42)
         diameter *= (1.0, 0.82, 0.70)[count - 1]
         for _ in range(12):  # a free place, or the last one tried
-            x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2)
+            x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2).tolist()
             if all((x - t.x) ** 2 + (y - t.y) ** 2 > ((diameter + t.diameter) * 0.45) ** 2 for t in scene.things):
                 break
         angle = float(rng.uniform(-15, 15))
-        scene.things.append(Thing(list(OBJECTS)[n], colour, rgb, size, float(diameter), float(x), float(y), angle))
+        scene.things.append(Thing(list(OBJECTS)[n], colour, (r, g, b), size, float(diameter), x, y, angle))
     return scene
 
 
@@ -174,7 +176,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
     for k, t in enumerate(scene.things):
         if k and rng.random() > 0.75:
             continue
-        words = []
+        words: list[tuple[str, int | None]] = []
         if rng.random() < 0.08:
             words.append((pick(t.size, SIZES[t.size]), k))
         if rng.random() < 0.15:
@@ -192,10 +194,10 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
         preposition, _, synonyms = GROUNDS[scene.ground]
         parts = [*parts, (preposition, None), ("the", None), (pick(scene.ground, synonyms), -1)]
     before, after = FORMS[int(rng.integers(len(FORMS)))].split("{}")
-    text, words = before, []
+    text, content = before, []
     for k, (word, thing) in enumerate(parts):
         text += " " if k else ""
         if thing is not None:
-            words.append({"text": word, "start": len(text), "end": len(text) + len(word), "object": thing})
+            content.append({"text": word, "start": len(text), "end": len(text) + len(word), "object": thing})
         text += word
-    return text + after, words
+    return text + after, content

@@ -39,8 +39,8 @@ def letters(size: int, count: int = 2080, seed: int = 0) -> tuple[Tensor, np.nda
         ImageDraw.Draw(glyph).text(tuple(shift), letter, 255, fonts[rng.integers(len(fonts))], anchor="mm")
         glyph = glyph.rotate(float(rng.uniform(-20, 20)), Image.Resampling.BICUBIC)
         cover = np.asarray(glyph, dtype=np.float32) / 255
-        ink, paper = np.float32(ink)[:, None, None], np.float32(paper)[:, None, None]
-        images[k] = np.rint(ink * cover + paper * (1 - cover))
+        front, back = (np.asarray(colour, np.float32)[:, None, None] for colour in (ink, paper))
+        images[k] = np.rint(front * cover + back * (1 - cover))
     return torch.from_numpy(images), labels
 
 

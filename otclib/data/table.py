@@ -82,21 +82,20 @@ class Resize:
             raise ValueError(f"interpolation is 'bicubic' or 'bilinear', got {self.interpolation!r}")
 
     def __call__(self, image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
-        if isinstance(image, PIL.Image.Image):
-            image = tv.pil_to_tensor(image.convert("RGB"))
-        height, width = image.shape[-2:]
+        x: torch.Tensor = tv.pil_to_tensor(image.convert("RGB")) if isinstance(image, PIL.Image.Image) else image
+        height, width = x.shape[-2:]
         if (height, width) == (self.size, self.size):
-            return image
+            return x
         sides = [self.size, self.size] if self.mode == "squash" else [self.size]
         if self.mode == "longest":
             sides = [max(1, round(side * self.size / max(height, width))) for side in (height, width)]
         how = tv.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else tv.InterpolationMode.BICUBIC
-        image = tv.resize(image, sides, interpolation=how, antialias=True)
+        x = tv.resize(x, sides, interpolation=how, antialias=True)
         if self.mode == "longest":
-            down, right = (self.size - side for side in image.shape[-2:])
-            fill = self.fill / 255 if image.is_floating_point() else self.fill
-            image = tv.pad(image, [right // 2, down // 2, right - right // 2, down - down // 2], fill=fill)
-        return tv.center_crop(image, self.size)
+            down, right = (self.size - side for side in x.shape[-2:])
+            fill = self.fill / 255 if x.is_floating_point() else self.fill
+            x = tv.pad(x, [right // 2, down // 2, right - right // 2, down - down // 2], fill=fill)
+        return tv.center_crop(x, self.size)
 
 
 def image_tensor(pairs: Dataset, resize: int | Resize) -> torch.Tensor:

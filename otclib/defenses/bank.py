@@ -38,7 +38,7 @@ class Bank:
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Return the stored feature with the largest cosine for every query [B, D]: features [B, D], indices [B]."""
-        if not self.filled:
+        if self.features is None or not self.filled:
             raise RuntimeError("the bank is empty: nothing has been added to it yet")
         self.features = self.features.to(queries.device)
         index = (queries.detach() @ self.features[: self.filled].T).argmax(1)

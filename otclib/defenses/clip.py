@@ -13,6 +13,8 @@ from otclib.defenses.base import Batch, Defense, Look, Training
 
 @dataclass
 class Clip(Defense):
+    """The contrastive loss of CLIP, without a defence."""
+
     epochs: int = 8
 
     LOOK: ClassVar[Look] = Look("CLIP, undefended", "#D55E00", "o")

@@ -50,8 +50,9 @@ The ablation says what each part is worth; it was measured before images grew.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def nearness(
     *,
     share: float,
     among: Tensor | None = None,
-    **distance,
+    **distance: Any,
 ) -> tuple[Tensor, Ranking]:
     """Return which pairs are near, and the rank of each image's own caption among the pool's.
 
@@ -173,7 +174,7 @@ class OTCClip(Defense):
         pool = torch.randperm(len(training.caption_of), generator=training.rng)[: self.pool]
         images = Features.cat([image for _, image in self.coarse_images(training, pool)])
         captions = training.encode_captions(pool)
-        how = {"share": self.near_share, "reg": self.reg, "global_weight": self.global_weight}
+        how: dict[str, Any] = {"share": self.near_share, "reg": self.reg, "global_weight": self.global_weight}
         near, of_pool = nearness(images, captions, images, captions, **how)
         givers = self.givers(near, first=since == self.warmup)
         caption_of = []
@@ -185,7 +186,7 @@ class OTCClip(Defense):
             training.restart()
         return {"matched": 1}
 
-    def coarse_images(self, training: Training, rows: Tensor | None = None):
+    def coarse_images(self, training: Training, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Features]]:
         """Yield rows and coarse features of the images of ``rows`` (default all), at the size of the first epochs."""
         for some, image in training.encode_images(rows, side=training.sides[0]):
             yield some, losses.coarse(image)

@@ -83,9 +83,8 @@ class RoCLIP(Defense):
             caption, same = self.bank.nearest(image.pooled)
         if matching or not self.legacy:
             self.bank.add(text.pooled)
-        if self.legacy:
-            same = None
-        return {"contrastive": losses.contrastive(image.pooled, caption, training.scale, same)}
+        ids = None if self.legacy else same
+        return {"contrastive": losses.contrastive(image.pooled, caption, training.scale, ids)}
 
     def state(self) -> dict:
         return self.bank.state()

@@ -28,6 +28,7 @@ from otclib import losses
 from otclib.defenses.bank import Bank
 from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.views import published_view
+from otclib.models import Features
 from otclib.optim import one_cycle
 
 
@@ -116,7 +117,7 @@ class SafeCLIP(Defense):
         return torch.cat(out).double().numpy()
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        def views():
+        def views() -> tuple[Features, Features]:
             words = losses.drop_words(batch.text, self.drop, training.rng)
             return training.towers(training.view(batch.images, augment=self.view), words)
 
@@ -134,8 +135,9 @@ class SafeCLIP(Defense):
         if not self.legacy:
             return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, same)}
         other_image, other_text = views()
-        crossed = (image, other_text), (text, other_image)
-        return {"contrastive": sum(losses.one_way(x.pooled, y.pooled, training.scale) for x, y in crossed) / 2}
+        forth = losses.one_way(image.pooled, other_text.pooled, training.scale)
+        back = losses.one_way(text.pooled, other_image.pooled, training.scale)
+        return {"contrastive": (forth + back) / 2}
 
     def state(self) -> dict:
         return {"share": self.share, "images": self.images.state(), "captions": self.captions.state()}

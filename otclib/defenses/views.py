@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +99,7 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
     weight = (weight / weight.sum(1, keepdim=True))[:, :, None, None, None]
     for axis, pad in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
         padded, length = F.pad(x, pad, mode="replicate"), x.shape[axis]
-        x = sum(weight[:, k] * padded.narrow(axis, k, length) for k in range(2 * reach + 1))
+        x = reduce(add, (weight[:, k] * padded.narrow(axis, k, length) for k in range(2 * reach + 1)))
     return x
 
 

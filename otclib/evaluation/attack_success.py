@@ -1,4 +1,4 @@
-"""What a trained model can do, and what an attacker can do with it.
+"""What an attacker can do with a trained model.
 
 **Attack success, defined once.** Images of the target class are left out of the numerator *and* the denominator.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -61,13 +62,14 @@ class Targets:
         return Targets(data.image_tensor(rows, resize), list(rows["source_label"]), list(rows["target_label"]))
 
 
-def backdoors(manifest: Dataset | None) -> dict[str, object]:
+def backdoors(manifest: Dataset | None) -> dict[str, attacks.Triggered]:
     """Return the attacks of a manifest that have a trigger, by kind.
 
     A kind that is planted twice is named ``kind-target``, and with the same target ``kind-target-2`` and so on.
     """
-    found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if hasattr(a, "target")]
-    kinds, out = [attack.kind for attack in found], {}
+    found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if isinstance(a, attacks.Triggered)]
+    kinds = [attack.kind for attack in found]
+    out: dict[str, attacks.Triggered] = {}
     for attack in found:
         name = attack.kind if kinds.count(attack.kind) == 1 else f"{attack.kind}-{attack.target}"
         like = sum(other == name or other.startswith(f"{name}-") for other in out)
@@ -76,7 +78,12 @@ def backdoors(manifest: Dataset | None) -> dict[str, object]:
 
 
 def attack_metrics(
-    model: nn.Module, tokenizer, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
+    model: nn.Module,
+    tokenizer: models.Tokenizer,
+    manifest: Dataset | None,
+    test: Dataset,
+    images: Tensor,
+    backdoor: str | None = None,
 ) -> dict:
     """Return zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
 
@@ -86,16 +93,18 @@ def attack_metrics(
     embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
     true = torch.tensor([classes.index(label) for label in test["label"]])
     predicted = classify(model, images, embeddings)
-    out = {"zero_shot_top1": float((predicted == true).float().mean())}
+    out: dict[str, Any] = {"zero_shot_top1": float((predicted == true).float().mean())}
     if manifest is None:
         return out
     targets = Targets.of(manifest, models.resize(model))
     if targets is not None:
-        said = [classes[k] for k in classify(model, targets.images, embeddings)]
-        out["targets_hit"] = sum(s == t for s, t in zip(said, targets.target))
-        out["targets_right"] = sum(s == t for s, t in zip(said, targets.source))
-        out["targets"] = len(said)
-    rates, right, without = {}, {}, {}
+        called = [classes[k] for k in classify(model, targets.images, embeddings)]
+        out["targets_hit"] = sum(s == t for s, t in zip(called, targets.target))
+        out["targets_right"] = sum(s == t for s, t in zip(called, targets.source))
+        out["targets"] = len(called)
+    rates: dict[str, float | None] = {}
+    right: dict[str, float | None] = {}
+    without: dict[str, float | None] = {}
     for name, attack in backdoors(manifest).items():
         target = classes.index(attack.target)
         said = classify(model, attack.trigger(images), embeddings)
@@ -104,7 +113,7 @@ def attack_metrics(
         right[name] = float((said == true)[others].float().mean()) if bool(others.any()) else None
         without[name] = success_rate(predicted, true, target)
     if rates:
-        shown = backdoor or max(rates, key=lambda name: -1 if rates[name] is None else rates[name])
+        shown = backdoor or max(rates, key=lambda name: -1 if (rate := rates[name]) is None else rate)
         out["attack_success_rate"], out["untriggered_target_rate"] = rates[shown], without[shown]
         out["triggered_top1"] = right[shown]
     if len(rates) > 1:
@@ -162,7 +171,7 @@ def head_metrics(
         return (pooled(model, of).cpu() @ weight.T + bias).argmax(1)
 
     true = torch.tensor([classes.index(label) if label in classes else -1 for label in test["label"]])
-    out = {"head_top1": float((said(images) == true).float().mean())}
+    out: dict[str, float | None] = {"head_top1": float((said(images) == true).float().mean())}
     for name, attack in backdoors(manifest).items():
         if backdoor in (None, name) and attack.target in classes:
             rate = success_rate(said(attack.trigger(images)), true, classes.index(attack.target))

@@ -25,7 +25,9 @@ def coverage(box: Sequence[float], side: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def word_maps(model: nn.Module, tokenizer, images: Tensor, captions: Sequence[str], reg: float) -> dict[str, Tensor]:
+def word_maps(
+    model: nn.Module, tokenizer: models.Tokenizer, images: Tensor, captions: Sequence[str], reg: float
+) -> dict[str, Tensor]:
     """Return how three readings spread each text token over the image, for pairs of an image and a caption [B, N, M].
 
     ``plan`` is the transport plan, ``cosine`` is max(0, cosine), and ``softmax`` is exp(cosine / reg). Every text
@@ -41,7 +43,7 @@ def word_maps(model: nn.Module, tokenizer, images: Tensor, captions: Sequence[st
     return {k: m * text.mask[:, None] / m.sum(1, keepdim=True).clamp(min=1e-12) for k, m in out.items()}
 
 
-def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_REG) -> dict:
+def grounding(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset, reg: float = GROUNDING_REG) -> dict:
     """Return how much of a word's mass lands on the object that it names or describes.
 
     All values are means over the words of objects (name, colour and size; not the ground). ``*`` is ``plan``,
@@ -53,13 +55,13 @@ def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_
     - ``*_pointing_accuracy``: how often the centre of the heaviest cell lies in the box.
     """
     captions = val["caption"][:]
-    maps = word_maps(model, tokenizer, data.image_tensor(val, models.resize(model)), captions, reg)
-    maps = {k: m.cpu().numpy() for k, m in maps.items()}
+    images = data.image_tensor(val, models.resize(model))
+    maps = {k: m.cpu().numpy() for k, m in word_maps(model, tokenizer, images, captions, reg).items()}
     side = round(maps["plan"].shape[1] ** 0.5)
     centre = (np.arange(side) + 0.5) / side
-    inside = {k: [] for k in maps}
-    pointed = {k: [] for k in maps}
-    chance, is_name = [], []
+    inside: dict[str, list[float]] = {k: [] for k in maps}
+    pointed: dict[str, list[bool]] = {k: [] for k in maps}
+    shares, of_names = [], []
     for b, (caption, words, things) in enumerate(zip(captions, val["words"], val["objects"])):
         spans = {(s.start, s.end): s for s in models.word_spans(tokenizer, caption)}
         for word in words:
@@ -69,14 +71,14 @@ def grounding(model: nn.Module, tokenizer, val: Dataset, reg: float = GROUNDING_
             thing = things[word["object"]]
             box = thing["box"]
             cover = coverage(box, side)
-            chance.append(cover.mean())
-            is_name.append(data.names(word["text"], thing["name"]))
+            shares.append(cover.mean())
+            of_names.append(data.names(word["text"], thing["name"]))
             for k, m in maps.items():
                 spread = m[b, :, span.first : span.last].mean(1)
                 inside[k].append(float(spread @ cover))
                 row, column = divmod(int(spread.argmax()), side)
                 pointed[k].append(box[0] <= centre[column] <= box[2] and box[1] <= centre[row] <= box[3])
-    chance, is_name = np.array(chance), np.array(is_name)
+    chance, is_name = np.array(shares), np.array(of_names)
     out = {"mass_chance": float(chance.mean())}
     for k in maps:
         mass = np.array(inside[k])

@@ -63,7 +63,7 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
+def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> dict:
     """Return recall at 1, 5 and 10 between images and captions by pooled cosine; equal captions count as one.
 
     Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
@@ -75,7 +75,7 @@ def retrieval(model: nn.Module, tokenizer, val: Dataset) -> dict:
     said = torch.tensor([number[caption] for caption in captions])
     same = said[:, None] == said[None]
     similarity = (image @ text.T).cpu()
-    out = {}
+    out: dict[str, float] = {}
     for name, order in ("image_to_text", similarity), ("text_to_image", similarity.T):
         found = same.gather(1, order.topk(min(10, len(captions)), dim=1).indices)
         out |= {f"{name}_recall_at_{k}": float(found[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
@@ -93,7 +93,7 @@ def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
       flagged, as under the systems that do not select pairs.
     - ``poison_rate/<kind>``: planted pairs over all pairs.
     """
-    out = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
+    out: dict[str, float | None] = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
     if manifest is None or fates is None:
         return out
     ids, kind = fates["id"][:], dict(zip(manifest["id"][:], manifest["kind"][:]))

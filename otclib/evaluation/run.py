@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -30,13 +31,13 @@ OF_A_CLEAN_MODEL = {  # a metric, and its name after ``clean_model_``
 class Watcher:
     """Measure ``attack_metrics`` on a few labelled images after every epoch."""
 
-    def __init__(self, model: nn.Module, tokenizer, manifest: Dataset | None, watch: Dataset | None):
+    def __init__(self, model: nn.Module, tokenizer: models.Tokenizer, manifest: Dataset | None, watch: Dataset | None):
         watch = labelled_rows(watch)
         self.model, self.tokenizer, self.manifest, self.watch = model, tokenizer, manifest, watch
         self.images = None if watch is None else data.image_tensor(watch, models.resize(model))
 
     def look(self) -> dict:
-        if self.watch is None:
+        if self.watch is None or self.images is None:
             return {}
         self.model.eval()
         out = attack_metrics(self.model, self.tokenizer, self.manifest, self.watch, self.images)
@@ -55,7 +56,9 @@ def default_watch(config: dict) -> Dataset | None:
 
 def labelled_rows(table: Dataset | None) -> Dataset | None:
     """Return the rows that have a label; None if none has."""
-    rows = [] if table is None else [k for k, label in enumerate(table["label"][:]) if label is not None]
+    if table is None:
+        return None
+    rows = [k for k, label in enumerate(table["label"][:]) if label is not None]
     return table.select(rows) if rows else None
 
 
@@ -102,8 +105,9 @@ def evaluate(
         test = test if test is not None else data.load("scenes", split="test", seed=config["seed"])
         val = val if val is not None else data.load("scenes", split="val", seed=config["seed"])
     device = Accelerator(mixed_precision="no").device
-    model, _, tokenizer = models.load(run / "model.safetensors")
-    model, size = Remembering(model.to(device)), models.image_size(model)
+    network, _, tokenizer = models.load(run / "model.safetensors")
+    model: Any = Remembering(network.to(device))  # it stands in for the network
+    size = models.image_size(network)
     manifest = Dataset.from_parquet(str(run / "manifest.parquet")) if (run / "manifest.parquet").exists() else None
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
@@ -123,8 +127,8 @@ def evaluate(
         shown = metrics.get("backdoor")
         metrics |= trigger_metrics(model, manifest, images, shown)
         if clean is not None:
-            other, _, words = models.load(Path(clean) / "model.safetensors")
-            other = Remembering(other.to(device))
+            network, _, words = models.load(Path(clean) / "model.safetensors")
+            other: Any = Remembering(network.to(device))
             found = attack_metrics(other, words, manifest, test, images, shown)
             found |= trigger_metrics(other, manifest, images, shown)
             metrics |= {f"clean_model_{name}": found[key] for key, name in OF_A_CLEAN_MODEL.items() if key in found}

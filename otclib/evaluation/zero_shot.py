@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from otclib import data, models
-from otclib.models import Features
+from otclib.models import Features, Tokenizer
 
 
 @torch.no_grad()
-def class_embeddings(model: nn.Module, tokenizer, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+def class_embeddings(
+    model: nn.Module, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[str]
+) -> Tensor:
     """Return the prompt ensemble: per class the mean of the normalised prompts, normalised again [classes, D]."""
     each = pooled_text(model, tokenizer, [data.prompt(t, c) for c in classes for t in templates])
     each = each.view(len(classes), len(templates), -1)
@@ -42,20 +45,21 @@ class Remembering:
     """
 
     def __init__(self, model: nn.Module):
-        self.model, self.known = model, {}
+        self.model = model
+        self.known: dict[bytes, Tensor] = {}
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def pooled(self, images: Tensor) -> Tensor:
         """Return ``pooled`` of one chunk, from memory if it was computed before."""
-        key = hashlib.blake2b(images.contiguous().numpy()).digest()
+        key = hashlib.blake2b(images.contiguous().numpy().data).digest()
         if key not in self.known:
             self.known[key] = _pooled_images(self.model, images)
         return self.known[key]
 
 
-def pooled_text(model: nn.Module, tokenizer, captions: Sequence[str], size: int = 4096) -> Tensor:
+def pooled_text(model: nn.Module, tokenizer: Tokenizer, captions: Sequence[str], size: int = 4096) -> Tensor:
     text, device = tokenizer(list(captions)), next(model.parameters()).device
     return torch.cat([models.encode_text(model, chunk.to(device)).pooled for chunk in text.split(size)])
 
@@ -64,7 +68,7 @@ def encode(model: nn.Module, images: Tensor) -> Features:
     return models.encode_image(model, _normalized(model, images))
 
 
-def _pooled_images(model: nn.Module, images: Tensor) -> Tensor:
+def _pooled_images(model: Any, images: Tensor) -> Tensor:
     """Return the ``pooled`` of ``encode`` without the cost of the token features."""
     images = _normalized(model, images).to(memory_format=torch.channels_last)
     return torch.nn.functional.normalize(model.encode_image(images).float(), dim=-1)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -85,14 +86,15 @@ def _kernel_manager() -> type:
     class Interrupting(AsyncKernelManager):
         shutdown_wait_time = 2.0  # seconds until the kernel is killed; it is terminated after half of them
 
-        async def start_kernel(self, **options) -> None:
+        # jupyter_client declares its methods as synchronous, and wraps coroutines
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             if sys.platform == "linux":  # works from its first instruction on; its own check of its parent begins later
                 options["preexec_fn"] = processes.killed_with_parent
             quiet = "--log-level=ERROR"  # it warns of TCP to this process, which stays on this machine
             options["extra_arguments"] = [*options.get("extra_arguments", []), quiet]
             await super().start_kernel(**options)
 
-        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
             await self.interrupt_kernel()  # an idle kernel ignores it
             await super().shutdown_kernel(now, restart)
 
@@ -101,7 +103,7 @@ def _kernel_manager() -> type:
 
 def _joined(outputs: list) -> list:
     """Join what a cell printed line by line into one output."""
-    out = []
+    out: list = []
     for output in outputs:
         if out and output.output_type == out[-1].output_type == "stream" and output.name == out[-1].name:
             out[-1].text += output.text

@@ -119,7 +119,7 @@ class Grid:
     def folder(self, cell: Cell) -> Path:
         return self.out / cell.dataset / cell.attack / f"seed{cell.seed}" / cell.system.replace(" ", "-")
 
-    def cell(self, dataset: str, attack: str, system: str, seed: int) -> Cell:
+    def cell(self, dataset: str, attack: str, system: str, seed: int | str) -> Cell:
         """Return the cell of a folder's names, in which dashes replace the blanks of a system's name."""
         return Cell(dataset, attack, next(name for name in self.systems if name.replace(" ", "-") == system), int(seed))
 
@@ -138,8 +138,9 @@ class Grid:
 
     def _clean(self, cell: Cell) -> Cell | None:
         """Return the undefended run without poison that a cell is compared with; None for a chapter's runs."""
-        compares = self.unpoisoned is not None and "clip" in self.systems and not self.config.get("chapter")
-        return Cell(cell.dataset, self.unpoisoned, "clip", cell.seed) if compares else None
+        if self.unpoisoned is None or "clip" not in self.systems or self.config.get("chapter"):
+            return None
+        return Cell(cell.dataset, self.unpoisoned, "clip", cell.seed)
 
     def planned(self, cell: Cell) -> list:
         """Return the attacks on a cell's training set."""
@@ -302,9 +303,9 @@ def _surrogate(spec: str | Mapping) -> dict | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the cell of ``grid CONFIG DATASET ATTACK SYSTEM SEED``, with the names of its folder; CONFIG is JSON."""
-    config, *names = sys.argv[1:] if arguments is None else arguments
+    config, dataset, attack, system, seed = sys.argv[1:] if arguments is None else arguments
     grid = Grid(json.loads(config))
-    print(grid.run(grid.cell(*names)))
+    print(grid.run(grid.cell(dataset, attack, system, seed)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.claims import claims
 from otclib.experiments.records import made_by, markdown, metric_table, order, select
-from otclib.figures import planted
+from otclib.figures.systems import amount_planted
 
 COSTS = (  # of the table of what the defences cost
     "zero_shot_top1",
@@ -121,7 +121,7 @@ def utility_table(records: list[dict]) -> str:
     columns = {name: runs for name, runs in columns.items() if runs}
     accuracy = {look(defense).label: found for defense, found in published()["accuracy"].items()}
     safe = {name: [r.get("seconds_until_safe") for r in runs] for name, runs in columns.items()}
-    rows = {
+    rows: dict[str, list] = {
         "runs": [len(runs) for runs in columns.values()],
         "*zero-shot on ImageNet, published, %*": [f"*{accuracy[n][0]}*" if n in accuracy else "" for n in columns],
         "core-seconds until accurate and safe": [_until(values) for values in safe.values()],
@@ -178,7 +178,7 @@ def dose_table(records: list[dict]) -> str:
     for dose in sorted({r["dose"] for r in records}):
         runs = select(records, dose=dose)
         asr, hits, accuracy = (metric.summary(r.get(metric.key) for r in runs) for metric in found)
-        share, amount = metrics.summary([r["poison_rate/badnets"] for r in runs], 100, 2), planted(runs[0])
+        share, amount = metrics.summary([r["poison_rate/badnets"] for r in runs], 100, 2), amount_planted(runs[0])
         rows.append([amount["pairs"], share, asr, amount["copies"], hits, accuracy, len(runs)])
     heads = ["triggered pairs", "% of all", "BadNets ASR, %", "copies per image", "targets hit, of 16", "zero-shot, %"]
     return f"{markdown(rows, [*heads, 'seeds'], left=0)}\n\nMade by {made_by(records)}."

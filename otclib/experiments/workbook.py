@@ -54,7 +54,8 @@ def distances_by_epoch(
     rows = np.random.default_rng(seed).permutation(clean)[:sample].tolist()
     rows += np.flatnonzero(np.isin(ids, list(kind_of))).tolist()
     kinds = np.array([kind_of.get(ids[k], "clean") for k in rows])
-    some, out = table.select(rows), {}
+    some = table.select(rows)
+    out: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for name, run in runs.items():
         out[name] = {}
         for file in sorted(Path(run).glob("epochs/*.safetensors")):

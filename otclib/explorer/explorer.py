@@ -82,7 +82,7 @@ class Explorer:
         self.pool = list(dict.fromkeys(self.captions[k] for k in drawn))[:pool]
         trained = all((Path(run) / "config.json").exists() for run in runs.values())
         self.vocabulary = {w for c in self.captions for w in _words(c)} if trained else None
-        self._networks: dict[str, tuple[Path | str, nn.Module, object]] = {}
+        self._networks: dict[str, tuple[Path | str, nn.Module, models.Tokenizer]] = {}
         self._pools: OrderedDict[tuple, TokenSets] = OrderedDict()
         self._to_pool: OrderedDict[tuple, dict[str, list[float]]] = OrderedDict()
 
@@ -164,7 +164,7 @@ class Explorer:
 
     # -- what a view is made of --------------------------------------------------------------------------------------
 
-    def _model(self, run: str, epoch: str) -> tuple[nn.Module, object]:
+    def _model(self, run: str, epoch: str) -> tuple[nn.Module, models.Tokenizer]:
         """Return the network and tokenizer of a run at an epoch. All epochs of a run share one network in turn."""
         source = self.checkpoints[run][epoch]
         held = self._networks.get(run)
@@ -263,7 +263,7 @@ def _checkpoints(run: str | Path) -> dict[str, str | Path]:
     folder = Path(run)
     if not folder.is_dir():
         return {LAST: run}
-    found = {str(int(file.stem)): file for file in sorted(folder.glob("epochs/*.safetensors"))}
+    found: dict[str, str | Path] = {str(int(file.stem)): file for file in sorted(folder.glob("epochs/*.safetensors"))}
     final = folder / "model.safetensors"
     if final.exists():
         found.pop(str(len(log_of(folder))), None)  # the same weights, rounded

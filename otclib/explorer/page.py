@@ -12,18 +12,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
 from otclib.explorer import picture
-from otclib.explorer.view import View
+from otclib.explorer.view import Source, View
 from otclib.figures import style
-
-if TYPE_CHECKING:
-    from otclib.explorer.explorer import Explorer
 
 REGS = (1.0, 0.3, 0.1, 0.05, 0.02)
 MARGINALS = (None, 1.0, 0.1)  # rho of the words
@@ -31,7 +27,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write(
-    explorer: Explorer,
+    explorer: Source,
     path: str | Path,
     pairs: Sequence[int] | None = None,
     *,
@@ -55,7 +51,7 @@ def write(
         raise ValueError(f"pairs must be some of 0 ... {len(explorer.pairs) - 1}, got {pairs}")
     shown = [(k, caption) for k in pairs for caption in explorer.own_captions(k)]
     places = [(run, epoch) for run, epochs in explorer.checkpoints.items() for epoch in epochs]
-    cases = [{} for _ in shown]
+    cases: list[dict] = [{} for _ in shown]
     for run, epoch in tqdm(places, desc="plans", disable=not progress):  # each checkpoint is read once
         for case, (k, caption) in zip(cases, shown):
             grid = [
@@ -88,7 +84,7 @@ def write(
     return path
 
 
-def _case(explorer: Explorer, pair: int, view: View) -> dict:
+def _case(explorer: Source, pair: int, view: View) -> dict:
     out = io.BytesIO()
     Image.fromarray(view.image).save(out, "PNG", optimize=True)
     planted = explorer.is_planted(pair)

@@ -6,14 +6,10 @@ import functools
 import gc
 import html
 import time
-from typing import TYPE_CHECKING
 
 from otclib.explorer import picture
-from otclib.explorer.view import EXACT, MARGINALS, NOWHERE, REGS, View
+from otclib.explorer.view import EXACT, MARGINALS, NOWHERE, REGS, Source, View
 from otclib.figures import style
-
-if TYPE_CHECKING:
-    from otclib.explorer.explorer import Explorer
 
 
 def _undisturbed(act):
@@ -35,7 +31,7 @@ def _undisturbed(act):
 class Panel:
     """The widgets around ``picture.transport_view``. ``milliseconds`` is the time that the last picture took."""
 
-    def __init__(self, explorer: Explorer, dpi: int = 88):
+    def __init__(self, explorer: Source, dpi: int = 88):
         import ipywidgets as w
         from ipyevents import Event
 

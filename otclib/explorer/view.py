@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from datasets import Dataset
 
 REGS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 MARGINALS = (3.0, 1.0, 0.3, 0.1, 0.03)  # rho of the words
@@ -51,3 +54,30 @@ class View:
         """The word whose mass lies on the fewest places (smallest entropy of its column)."""
         share = self.plan / self.plan.sum(0).clip(1e-12)
         return int((-share * np.log(share.clip(1e-12))).sum(0).argmin())
+
+
+class Source(Protocol):
+    """Where the panel and the page get their views from: an ``Explorer``."""
+
+    checkpoints: dict[str, dict[str, str | Path]]  # {run: {epoch: weights}}
+    pairs: Dataset
+    pool: list[str]
+    captions: list[str]
+
+    def view(
+        self,
+        pair: int = 0,
+        caption: str | None = None,
+        *,
+        reg: float = 0.1,
+        unbalanced: float | None = None,
+        run: str | None = None,
+        epoch: str | None = None,
+        top: int = 5,
+    ) -> View: ...
+
+    def choices(self, count: int = 12) -> list[tuple[str, int]]: ...
+
+    def is_planted(self, pair: int) -> bool: ...
+
+    def own_captions(self, pair: int) -> list[str]: ...

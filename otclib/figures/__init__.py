@@ -1,7 +1,7 @@
 """Figures: functions that take arrays and tables and return a matplotlib figure. None trains, loads or encodes."""
 
-from otclib.figures.pairs import contact_sheet, planted_pairs, rematched, trigger, triggers
-from otclib.figures.systems import ablation, attack_grid, by_epoch, comparison, dose, lookalikes, planted
+from otclib.figures.pairs import contact_sheet, planted_caption, planted_pairs, rematched, trigger, triggers
+from otclib.figures.systems import ablation, attack_grid, by_epoch, comparison, dose, lookalikes
 from otclib.figures.training import assignments, distance_bands, learning_curves, separation
 from otclib.figures.transport import bounds, grounding, matching_speed, reg_sweep, word_overlays
 
@@ -19,7 +19,7 @@ __all__ = [
     "learning_curves",
     "lookalikes",
     "matching_speed",
-    "planted",
+    "planted_caption",
     "planted_pairs",
     "reg_sweep",
     "rematched",

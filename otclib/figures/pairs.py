@@ -75,3 +75,32 @@ def rematched(rows: Sequence[Mapping], title: str = "") -> Figure:
     fig.suptitle(title, fontsize=10)
     fig.tight_layout()
     return fig
+
+
+def planted_caption(
+    image: np.ndarray, planted: str, own: str, nearest: Mapping[str, tuple[int, Sequence[tuple[str, float]]]], pool: int
+) -> Figure:
+    """A planted pair as several models read it: the captions of a pool that are nearest to its image.
+
+    ``nearest`` : {what a model is called: the rank of the planted caption (1: nearest), and the nearest captions with
+    their distances}. The planted caption is vermilion, the one that the image had before is blue.
+    """
+    fig, axes = plt.subplots(
+        1, 1 + len(nearest), figsize=(2.2 + 3.3 * len(nearest), 2.5), width_ratios=[2] + [3.1] * len(nearest)
+    )
+    show(axes[0], image)
+    below = {"transform": axes[0].transAxes, "fontsize": 9, "va": "top"}
+    axes[0].text(0, -0.06, f"planted: {planted}", color=POISON, **below)
+    axes[0].text(0, -0.19, f"before: {own}", color=CLEAN, **below)
+    for ax, (model, (rank, captions)) in zip(axes[1:], nearest.items()):
+        for k, (caption, distance) in enumerate(captions):
+            colour = POISON if caption == planted else CLEAN if caption == own else "0.25"
+            how = {"color": colour, "weight": "bold" if caption in (planted, own) else "normal", "va": "center"}
+            ax.text(0, k, f"{distance:.2f}", fontsize=9, **how)
+            ax.text(0.14, k, textwrap.shorten(caption, 42), fontsize=10, **how)
+        ax.set(xlim=(0, 1), ylim=(len(captions) - 0.3, -0.7))
+        ax.axis("off")
+        ax.set_title(f"{model}\nnearest of {pool:,} captions (1 − cos)", fontsize=9.5, loc="left")
+        ax.text(0, len(captions), f"the planted caption is number {rank:,}", fontsize=9, color="0.4", va="center")
+    fig.tight_layout(rect=(0, 0.06, 1, 1))
+    return fig

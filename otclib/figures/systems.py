@@ -162,7 +162,7 @@ def dose(records: Sequence[Mapping]) -> Figure:
     )
     fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
     for ax, (amount, key, factor, xlabel, ylabel) in zip(axes, panels):
-        points = [(planted(r)[amount], factor * r[key]) for r in records if r.get(key) is not None]
+        points = [(amount_planted(r)[amount], factor * r[key]) for r in records if r.get(key) is not None]
         ax.plot(*zip(*points), "o", color=POISON, alpha=0.5, markersize=5)
         places = sorted({x for x, _ in points})
         ax.plot(places, [np.mean([y for x, y in points if x == place]) for place in places], color=POISON)
@@ -173,7 +173,7 @@ def dose(records: Sequence[Mapping]) -> Figure:
     return fig
 
 
-def planted(record: Mapping) -> dict[str, int]:
+def amount_planted(record: Mapping) -> dict[str, int]:
     """Return the dose of a run: triggered ``pairs`` of BadNets, and ``copies`` of every targeted image."""
     count = {kind: round(record[f"poison_rate/{kind}"] * record["pairs"]) for kind in ("badnets", "targeted")}
     return {"pairs": count["badnets"], "copies": round(count["targeted"] / record["targets"])}

@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -36,7 +37,8 @@ from otclib.matching.search import brute, distances, lower_bound, pruned
 from otclib.matching.token_sets import TokenSets, short_size
 from otclib.models import Features
 
-COARSE = {"tol": 5e-3, "max_iter": 30}  # for ranking within a training set, which is done a million times
+# for ranking within a training set, which is done a million times
+COARSE: dict[str, Any] = {"tol": 5e-3, "max_iter": 30}
 IMAGES = 512  # that are matched at a time
 
 
@@ -151,7 +153,9 @@ class CaptionPool:
     ``ids`` [size] are the caller's names of the captions, -1 in empty places.
     """
 
-    def __init__(self, size: int, words: int, dim: int, pooled_dim: int | None = None, dtype=torch.float32) -> None:
+    def __init__(
+        self, size: int, words: int, dim: int, pooled_dim: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         if size < 1 or words < 1 or dim < 1 or dtype not in (torch.float32, torch.float16):
             raise ValueError(
                 f"a pool has size, words and dim of at least 1 in float32 or float16, "
@@ -166,7 +170,9 @@ class CaptionPool:
         self._ready: TokenSets | None = None
 
     @classmethod
-    def of(cls, features: Features, ids: Tensor | None = None, sample: int | None = None, seed: int = 0, **options):
+    def of(
+        cls, features: Features, ids: Tensor | None = None, sample: int | None = None, seed: int = 0, **options: Any
+    ) -> CaptionPool:
         """Return a pool of all of these captions, or of a ``sample`` of them drawn with ``seed``."""
         if not len(features) or (sample is not None and sample < 1):
             raise ValueError(f"a pool needs captions, got {len(features)} and a sample of {sample}")

@@ -6,6 +6,9 @@ image by image; on other devices ``pruned`` searches for all images together, in
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,7 +61,7 @@ def distances(
     return global_weight * (1 - cosine) + (1 - global_weight) * cost
 
 
-def compiled_for(images: TokenSets):
+def compiled_for(images: TokenSets) -> ModuleType | None:
     """Return the compiled kernels of the CPU, if these tokens are on the CPU and Numba is installed; else None."""
     if images.tokens.device.type == "cpu" and compiled():
         from otclib.matching import cpu
@@ -67,7 +70,7 @@ def compiled_for(images: TokenSets):
     return None
 
 
-def _costs(images: TokenSets, captions: TokenSets, rows: Tensor, cols: Tensor, **how) -> Tensor:
+def _costs(images: TokenSets, captions: TokenSets, rows: Tensor, cols: Tensor, **how: Any) -> Tensor:
     """Return the transport costs of the pairs (rows, cols) [K], where the CPU's compiled kernel does not apply."""
     from otclib.matching import cuda
 
@@ -114,7 +117,8 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
     how = {"weight": weight, "reg": reg, "tol": MATCH_TOL, "max_iter": MATCH_ITER, "rounding": ROUNDING}
     queries = images.queries(weight)
     turned = kernel.turned(images, captions.prepare().basis)
-    cosines, guessed = None, []  # cosines with the codebook's centroids, once they are needed
+    guessed: list[Tensor] = []
+    cosines = None  # cosines with the codebook's centroids, once they are needed
 
     def solve(rows: Tensor, cols: Tensor) -> int:
         first = torch.searchsorted(rows, torch.arange(len(images) + 1))
@@ -150,7 +154,9 @@ def pruned(images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, 
     return solved
 
 
-def _pruned_in_rounds(images, captions, best, index, reg, weight) -> int:
+def _pruned_in_rounds(
+    images: TokenSets, captions: TokenSets, best: Tensor, index: Tensor, reg: float, weight: float
+) -> int:
     """Do what ``pruned`` does on any device: all images together, in rounds that double the number of captions."""
     solved = 0
     for block in range(0, len(captions), BLOCK):
@@ -168,7 +174,7 @@ def _pruned_in_rounds(images, captions, best, index, reg, weight) -> int:
     return solved
 
 
-def _keep_nearer(d: Tensor, candidates: Tensor, rows, best: Tensor, index: Tensor) -> None:
+def _keep_nearer(d: Tensor, candidates: Tensor, rows: Tensor | slice, best: Tensor, index: Tensor) -> None:
     value = d.amin(1)
     winner = candidates.masked_fill(d > value[:, None], torch.iinfo(torch.long).max).amin(1)  # of equal ones the first
     better = (value < best[rows]) | ((value == best[rows]) & (winner < index[rows]))

@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,7 +38,7 @@ def train(
     # what is trained
     manifest: Dataset | None = None,
     defense: str = "otcclip",
-    model: str = "small",
+    model: str | Path = "small",
     # how
     seed: int = 0,
     epochs: int | None = None,
@@ -53,7 +55,7 @@ def train(
     # where it goes
     out: str | Path,
     snapshots: bool = False,
-    **options,
+    **options: Any,
 ) -> Path:
     """Train a model on image-caption pairs under a defence, evaluate it, and return the run folder.
 
@@ -97,7 +99,7 @@ def train(
     lr = method.LR if lr is None else lr
     _refuse(pairs, defense, method, model, batch_size, lr, precision, clean)
     out = writable(Path(out))
-    config = {
+    config: dict[str, Any] = {
         "defense": defense,
         "options": dataclasses.asdict(method),
         "model": str(model),
@@ -132,7 +134,7 @@ def train(
     if manifest is not None:
         write_table(out / "manifest.parquet", manifest)
 
-    how = {"lr": lr, "weight_decay": weight_decay, "precision": config["precision"]}
+    how: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "precision": config["precision"]}
     how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
     trainer = Trainer(pairs, network, tokenizer, accelerator, seed=seed, **how)
     method.begin(trainer)
@@ -164,7 +166,14 @@ def train(
 
 
 def _epoch(
-    trainer: Trainer, method: Defense, accelerator: Accelerator, config: dict, *, name: str, visible: bool, tick
+    trainer: Trainer,
+    method: Defense,
+    accelerator: Accelerator,
+    config: dict,
+    *,
+    name: str,
+    visible: bool,
+    tick: Callable[[float], None] | None,
 ) -> dict:
     """Train for one epoch; return its line of the log: number, losses, seconds, and what the defence adds."""
     start, core = time.perf_counter(), time.process_time()
@@ -174,14 +183,15 @@ def _epoch(
     used = int((trainer.caption_of != LEFT_OUT).sum())
     if used < 2:
         raise RuntimeError(f"{config['defense']} left {used} pairs to train on in epoch {trainer.epoch + 1}")
-    steps, parts_of = max(1, len(trainer.pairs) // config["batch_size"]), {}
+    steps = max(1, len(trainer.pairs) // config["batch_size"])
+    parts_of: dict[str, list[float]] = {}
     batches = trainer.batches(config["batch_size"], functools.partial(method.passes, trainer))
     bar = tqdm(batches, desc=f"{name} {line['epoch']}", total=steps, leave=False, disable=not visible)
     for count, batch in enumerate(bar):
         through = trainer.progress(count / steps, method.epochs)
         trainer.set_learning_rate(config["lr"] * method.learning_rate(trainer, through))
         parts = method.loss(trainer, batch)
-        loss = sum(parts.values())
+        loss = functools.reduce(operator.add, parts.values())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss is {float(loss)} in epoch {trainer.epoch + 1}: {parts}")
         for opt in trainer.optimizers:
@@ -190,7 +200,7 @@ def _epoch(
         for opt in trainer.optimizers:
             opt.step()
         with torch.no_grad():
-            trainer.model.logit_scale.clamp_(0, math.log(100))  # as in CLIP
+            trainer.model.get_parameter("logit_scale").clamp_(0, math.log(100))  # as in CLIP
         for part, value in parts.items():
             parts_of.setdefault(part, []).append(float(value.detach()))
         if tick is not None:
@@ -202,7 +212,16 @@ def _epoch(
     return line
 
 
-def _refuse(pairs: Dataset, defense: str, method: Defense, model, batch_size: int, lr: float, precision: str, clean):
+def _refuse(
+    pairs: Dataset,
+    defense: str,
+    method: Defense,
+    model: str | Path,
+    batch_size: int,
+    lr: float,
+    precision: str,
+    clean: str | Path | None,
+) -> None:
     """Raise an error for arguments that cannot be trained, before anything is written."""
     if method.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {method.epochs}")
@@ -238,7 +257,7 @@ def _found(out: Path, config: dict) -> dict:
     return found
 
 
-def _write_config(out: Path, config: dict, found: dict, measured: str | None, clean) -> None:
+def _write_config(out: Path, config: dict, found: dict, measured: str | None, clean: str | Path | None) -> None:
     """Write ``config.json``: the configuration, and the code and machine with which the run began."""
     out.mkdir(parents=True, exist_ok=True)
     made_with = {"code": code(), "machine": machine(), "precision_measured": measured}
@@ -250,7 +269,7 @@ def _write_config(out: Path, config: dict, found: dict, measured: str | None, cl
     write_json(out / "config.json", config | made_with)
 
 
-def _finished(out: Path, clean) -> Path:
+def _finished(out: Path, clean: str | Path | None) -> Path:
     """Evaluate a trained run, and delete the checkpoint that it no longer needs."""
     evaluation.evaluate(out, clean=clean)
     (out / "checkpoint.pt").unlink(missing_ok=True)

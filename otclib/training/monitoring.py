@@ -12,7 +12,7 @@ from otclib import data
 from otclib.defenses.base import LEFT_OUT
 
 
-def watched(live) -> bool:
+def watched(live: object) -> bool:
     """Return whether to show a progress bar."""
     return live is not None or sys.stderr.isatty()
 
@@ -51,9 +51,9 @@ class Captions:
         own = caption_of == torch.arange(len(caption_of))
 
         def named(rows: Tensor) -> float | None:
-            rows = (rows & self.labelled & used).nonzero()[:, 0].tolist()
-            hits = sum(data.names(self.captions[caption_of[k]], self.labels[k]) for k in rows)
-            return hits / len(rows) if rows else None
+            some = (rows & self.labelled & used).nonzero()[:, 0].tolist()
+            hits = sum(data.names(self.captions[caption_of[k]], self.labels[k]) for k in some)
+            return hits / len(some) if some else None
 
         def share(of: Tensor, rows: Tensor) -> float | None:
             return float(of[rows].float().mean()) if bool(rows.any()) else None

@@ -27,7 +27,7 @@ def measure(model: nn.Module, batch_size: int = 16, repeats: int = 3) -> dict[st
     trial = copy.deepcopy(model).train()
     side = models.image_size(model)
     images = torch.randn(batch_size, 3, side, side, device=device, generator=torch.Generator(device).manual_seed(0))
-    seconds = {}
+    seconds: dict[str, float] = {}
     for precision in ("fp32", "bf16"):
         best = float("inf")
         for _ in range(repeats + 1):  # the first one is a warm-up

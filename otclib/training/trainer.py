@@ -47,7 +47,7 @@ class Trainer:
         self,
         pairs: Dataset,
         model: nn.Module,
-        tokenizer,
+        tokenizer: models.Tokenizer,
         accelerator: Accelerator,
         *,
         seed: int = 0,
@@ -95,7 +95,7 @@ class Trainer:
 
     @property
     def scale(self) -> Tensor:
-        return self.model.logit_scale.exp()
+        return self.model.get_parameter("logit_scale").exp()
 
     def view(
         self, images: Tensor, strong: bool = False, augment: View | None = None, side: int | None = None

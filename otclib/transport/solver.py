@@ -18,6 +18,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,9 @@ from torch import Tensor
 CHUNK = 2**18  # entries of a cost chunk: 1 MiB of float32, about a core's second-level cache
 SAFE_RANGE = 60.0  # largest (max C - min C) / eps for which exp(-C / eps) is far from float32's smallest number
 CHECK = 5  # iterations between two looks at the error
+
+Rho = tuple[float | None, float | None]  # of a and of b; None: the marginal is met
+Solved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # f, g, cost, marginal error, iterations
 
 
 @dataclass
@@ -38,15 +43,16 @@ class Transport:
     converged: Tensor  # [B]  marginal_error <= tol
     n_iter: Tensor  # [B]
     reg: float
-    unbalanced: tuple[float | None, float | None] = (None, None)
-    _C: Tensor = field(repr=False, default=None)
-    _weights: tuple[Tensor, Tensor] = field(repr=False, default=None)
-    _version: int = field(repr=False, default=0)
+    unbalanced: Rho
+    _C: Tensor = field(repr=False)
+    _weights: tuple[Tensor, Tensor] = field(repr=False)
+    _version: int = field(repr=False)
 
     @cached_property
     def weights(self) -> tuple[Tensor, Tensor]:
         """Return a [B, N] and b [B, M] as they were solved, with sum 1."""
-        return tuple(_scaled(w) for w in self._weights)
+        a, b = self._weights
+        return _scaled(a), _scaled(b)
 
     @cached_property
     def plan(self) -> Tensor:
@@ -76,14 +82,14 @@ class _GradientIsPlan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, C, number, f, g, reg):
+    def forward(ctx: Any, C: Tensor, number: Tensor, f: Tensor, g: Tensor, reg: float) -> Tensor:
         ctx.save_for_backward(C, f, g)
         ctx.reg = reg
         return number.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         C, f, g = ctx.saved_tensors
         return _plan(C, f, g, ctx.reg, grad).to(C.dtype), None, None, None, None
 
@@ -96,7 +102,7 @@ def sinkhorn(
     reg: float,
     tol: float = 1e-4,
     max_iter: int = 1000,
-    unbalanced: float | tuple[float | None, float | None] | None = None,
+    unbalanced: float | Rho | None = None,
 ) -> Transport:
     """Solve a batch of entropic transport problems; each stops when it has converged.
 
@@ -112,8 +118,7 @@ def sinkhorn(
     Returns
     -------
     Transport. The gradient of ``cost`` in C is the plan, held constant; nothing is recorded under ``no_grad``.
-    A problem that does not reach ``tol`` within ``max_iter`` iterations has ``converged`` False and its true
-    ``marginal_error``.
+    A problem that misses ``tol`` after ``max_iter`` iterations has ``converged`` False, and its ``marginal_error``.
 
     Raises
     ------
@@ -122,10 +127,7 @@ def sinkhorn(
 
     Examples
     --------
-    Two words on three places. Each word goes mostly to the place where it is cheap, and both share the third place.
-
-    >>> cost = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]])
-    >>> solved = sinkhorn(cost, reg=0.2)
+    >>> solved = sinkhorn(torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]]), reg=0.2)  # three places, two words
     >>> print(solved.plan.numpy().round(2), f"cost {float(solved.cost):.2f}")
     [[0.33 0.01]
      [0.01 0.33]
@@ -140,10 +142,11 @@ def sinkhorn(
         raise ValueError(f"reg must be positive and finite, got {reg}")
     if max_iter < 1 or not tol >= 0:
         raise ValueError(f"max_iter must be at least 1 and tol not negative, got {max_iter} and {tol}")
-    rho = tuple(unbalanced) if isinstance(unbalanced, (tuple, list)) else (unbalanced, unbalanced)
-    if len(rho) != 2 or any(r is not None and not r > 0 for r in rho):
+    pair = tuple(unbalanced) if isinstance(unbalanced, (tuple, list)) else (unbalanced, unbalanced)
+    if len(pair) != 2 or any(r is not None and not r > 0 for r in pair):
         raise ValueError(f"unbalanced must be positive, or a pair of positive numbers or None, got {unbalanced}")
-    rho, reg = tuple(None if r is None or r == float("inf") else float(r) for r in rho), float(reg)
+    rho_a, rho_b = (None if r is None or r == float("inf") else float(r) for r in pair)
+    rho, reg = (rho_a, rho_b), float(reg)
     dtype = torch.float64 if cost.dtype == torch.float64 else torch.float32
     batch, (N, M) = cost.shape[:-2], cost.shape[-2:]
     with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):
@@ -196,7 +199,7 @@ def _refuse_bad_input(n_iter: Tensor, C: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 @cache
-def compiled():
+def compiled() -> ModuleType | None:
     """Return the module of the compiled CPU kernels, or None where Numba is missing."""
     try:
         from otclib.transport import cpu
@@ -222,7 +225,7 @@ def _plan(C: Tensor, f: Tensor, g: Tensor, reg: float, factor: Tensor | None = N
         return P.to(torch.float64 if C.dtype == torch.float64 else torch.float32)
 
 
-def _solve_all(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: int, rho: tuple):
+def _solve_all(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: int, rho: Rho) -> Solved:
     """Solve C [B, N, M], a [B, N], b [B, M] on any device and in any dtype, in chunks."""
     wrong = torch.zeros(len(C), dtype=torch.long, device=C.device)
     used = (a[:, :, None] > 0) & (b[:, None] > 0)
@@ -239,10 +242,11 @@ def _solve_all(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter
         _solve(C[k : k + size], a[k : k + size], b[k : k + size], reg, tol, max_iter, rho)
         for k in range(0, max(len(C), 1), size)
     ]
-    return tuple(torch.cat(p) for p in zip(*parts))
+    f, g, cost, error, n_iter = (torch.cat(part) for part in zip(*parts))
+    return f, g, cost, error, n_iter
 
 
-def _solve(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: int, rho: tuple):
+def _solve(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: int, rho: Rho) -> Solved:
     """Solve one chunk; a problem that has converged leaves the iteration."""
     C, a, b = (x.movedim(0, -1).contiguous() for x in (C, a, b))  # (N, M, B), (N, B), (M, B)
     balanced = rho == (None, None)
@@ -270,7 +274,8 @@ def _solve(C: Tensor, a: Tensor, b: Tensor, reg: float, tol: float, max_iter: in
     f, g = (f + low).double(), g.double()  # the kernel was built from C - low
     P = torch.exp((f[:, None] + g[None] - C) / reg)
     P = torch.where(used, P, 0.0)
-    cost, error = (P * C).sum((0, 1)), 0.0
+    cost = (P * C).sum((0, 1))
+    error = torch.zeros_like(cost)
     for w, h, sums, r in ((a, f, P.sum(1), rho[0]), (b, g, P.sum(0), rho[1])):
         wanted = w if r is None else torch.where(w > 0, w * torch.exp(-h / r), 0.0)
         error = error + (sums - wanted).abs().sum(0)
@@ -281,12 +286,12 @@ class _kernel_steps:
     """Iterations u = a / K v, v = b / K^T u on K = exp(-C / eps): fast, for moderate C / eps and met marginals."""
 
     @staticmethod
-    def start(C, a, b, reg, rho):
+    def start(C: Tensor, a: Tensor, b: Tensor, reg: float, rho: Rho) -> dict[str, Any]:
         K = torch.exp(C / -reg)
         return {"K": K, "a": a, "b": b, "v": (b > 0).to(C.dtype), "u": None, "reg": reg, "tmp": torch.empty_like(K)}
 
     @staticmethod
-    def advance(s, n):
+    def advance(s: dict[str, Any], n: int) -> Tensor:
         K, a, b, tmp = s["K"], s["a"], s["b"], s["tmp"]
         u, v = s["u"], s["v"]
         for _ in range(n):
@@ -296,11 +301,11 @@ class _kernel_steps:
         return (u * torch.mul(K, v[None], out=tmp).sum(1) - a).abs().sum(0)
 
     @staticmethod
-    def potentials(s):
+    def potentials(s: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return s["reg"] * s["u"].log(), s["reg"] * s["v"].log()
 
     @staticmethod
-    def keep(s, stay):
+    def keep(s: dict[str, Any], stay: Tensor) -> dict[str, Any]:
         kept = {k: s[k][..., stay] for k in ("K", "a", "b", "u", "v")}
         return {**s, **kept, "tmp": torch.empty_like(kept["K"])}
 
@@ -309,13 +314,13 @@ class _log_steps:
     """The same iterations on potentials over eps, by log-sum-exp: slower, for any eps and unbalanced marginals."""
 
     @staticmethod
-    def start(C, a, b, reg, rho):
+    def start(C: Tensor, a: Tensor, b: Tensor, reg: float, rho: Rho) -> dict[str, Any]:
         g = torch.where(b > 0, 0.0, -torch.inf).to(C.dtype)
         give = [1.0 if r is None else r / (r + reg) for r in rho]
         return {"K": C / -reg, "a": a, "b": b, "u": None, "v": g, "reg": reg, "give": give, "rho": rho}
 
     @staticmethod
-    def advance(s, n):
+    def advance(s: dict[str, Any], n: int) -> Tensor:
         L, log_a, log_b = s["K"], s["a"].log(), s["b"].log()
         u, v = s["u"], s["v"]
         for _ in range(n):
@@ -326,11 +331,11 @@ class _log_steps:
         return ((u + torch.logsumexp(L + v[None], 1)).exp() - log_wanted.exp()).abs().sum(0)
 
     @staticmethod
-    def potentials(s):
+    def potentials(s: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return s["reg"] * s["u"], s["reg"] * s["v"]
 
     @staticmethod
-    def keep(s, stay):
+    def keep(s: dict[str, Any], stay: Tensor) -> dict[str, Any]:
         return {**s, **{k: s[k][..., stay] for k in ("K", "a", "b", "u", "v")}}
 
 

@@ -15,6 +15,7 @@ import functools
 import inspect
 import os
 import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,10 @@ def read(
             f"{next(iter(absent.values()))}; skip_missing=True leaves them out"
         )
     blank = {row for row, caption in enumerate(table["caption"][:]) if not caption}
-    for rows, lack in ((absent, "image"), (blank, "caption")):
-        if rows:
-            message = f"{name!r} {split!r}: {len(rows)} of {len(table)} rows have no {lack} and are left out"
+    without: tuple[tuple[Collection[int], str], ...] = (absent, "image"), (blank, "caption")
+    for some, lack in without:
+        if some:
+            message = f"{name!r} {split!r}: {len(some)} of {len(table)} rows have no {lack} and are left out"
             warnings.warn(message, stacklevel=3)
     rows = np.array([row for row in range(len(table)) if row not in absent and row not in blank], dtype=np.int64)
     if len(rows) < (size or 1):
@@ -95,7 +97,7 @@ def read(
 def _absent(table: Dataset) -> dict[int, str]:
     """Return the rows whose image is missing, with the name that it should have. Each folder is listed only once."""
     if table.features == PAIRS:
-        return {row: f"that of row {row}" for row in np.flatnonzero(table.data.column("image").is_null())}
+        return {int(row): f"that of row {row}" for row in np.flatnonzero(table.data.column("image").is_null())}
     if table.features == RANGES:
         return {row: image["path"] for row, image in enumerate(table["image"][:]) if image["size"] is None}
     listed = functools.cache(lambda folder: set(os.listdir(folder)) if os.path.isdir(folder) else set())
@@ -111,7 +113,8 @@ def _with_images(table: Dataset, rows: np.ndarray) -> Dataset:
     return table.cast_column("image", Image())
 
 
-READERS = {  # name: its reader and its splits (None: any that the copy has)
+Splits = tuple[str, ...] | None  # None: any that the copy has
+READERS: dict[str, tuple[Callable[..., Dataset], Splits]] = {
     "coco": (coco.read, ("train", "val")),
     "visual-genome": (visual_genome.read, ("train", "val")),
     "cc3m": (cc3m.read, ("train", "val")),

@@ -41,13 +41,15 @@ def read(
     asked = [column for column in (image_column, caption_column, label_column) if column is not None]
     read_csv = functools.partial(pd.read_csv, file, encoding="utf-8-sig")
     try:
-        headers = {s: list(read_csv(sep=s, nrows=0).columns) for s in ([separator] if separator else ",\t;|")}
+        headers: dict[str | None, list[str]] = {
+            s: list(read_csv(sep=s, nrows=0).columns) for s in ([separator] if separator else ",\t;|")
+        }
     except pd.errors.EmptyDataError:
         raise ValueError(f"{file} is empty; asked for the columns {', '.join(asked)}") from None
     fitting = next((s for s, header in headers.items() if set(asked) <= set(header)), None)
     if fitting is None:
-        found = ", ".join(max(headers.values(), key=len))
-        raise ValueError(f"{file} has the columns {found}; asked for {', '.join(asked)}")
+        most = max(headers.values(), key=len)
+        raise ValueError(f"{file} has the columns {', '.join(most)}; asked for {', '.join(asked)}")
     text = read_csv(sep=fitting, usecols=asked, dtype=str, keep_default_na=False).fillna("")
     paths = (os.path.join(file.parent, path) if path else "(an empty path)" for path in text[image_column])
     return table_of_files(range(len(text)), paths, text[caption_column], text[label_column] if label_column else None)

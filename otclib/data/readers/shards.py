@@ -53,9 +53,10 @@ def find_shards(root: Path, split: str, whole: bool) -> list[Path]:
     for word in words:
         if tars := sorted((root / word).glob("*.tar")):
             return tars
-    tars = {tar: set(re.split("[^a-z]+", tar.stem.lower())) for tar in sorted(root.glob("*.tar"))}
-    named = [tar for tar, tells in tars.items() if tells & set(words)]
-    return named or [tar for tar, tells in tars.items() if whole and not tells & set(sum(SPLIT_WORDS.values(), ()))]
+    tells_of = {tar: set(re.split("[^a-z]+", tar.stem.lower())) for tar in sorted(root.glob("*.tar"))}
+    named = [tar for tar, tells in tells_of.items() if tells & set(words)]
+    splits = {word for words in SPLIT_WORDS.values() for word in words}
+    return named or [tar for tar, tells in tells_of.items() if whole and not tells & splits]
 
 
 def index(root: Path, shards: list[Path], tsv: Path | None, class_names: list[str] | None = None) -> Dataset:
@@ -87,7 +88,8 @@ def _scan(root: Path, shards: tuple[Path, ...], tsv: Path | None, class_names: t
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, dict, Callable[[], bytes]]]:
     for member in filter(tarfile.TarInfo.isfile, tar):
         place = {"path": str(tar.name), "offset": member.offset_data, "size": member.size}
-        yield member.name, place, tar.extractfile(member).read
+        if (file := tar.extractfile(member)) is not None:
+            yield member.name, place, file.read
 
 
 def copy_images(table: Dataset, rows: np.ndarray) -> Iterator[dict]:
