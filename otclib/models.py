@@ -253,7 +253,7 @@ def encode_image(model: nn.Module, images: Tensor) -> Features:
         grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
         pooled = pool(grid)
         tokens = pool.c_proj(pool.v_proj(grid.flatten(2).transpose(1, 2)))  # (B, HW, D)
-    else:  # VisionTransformer
+    else:  # (B, prefix + N, C)
         out = visual.forward_intermediates(images, indices=1, output_fmt="NLC", normalize_intermediates=True)
         pooled, tokens = out["image_features"], out["image_intermediates"][-1]
         if getattr(visual, "proj", None) is not None:

@@ -1,4 +1,4 @@
-"""What an attacker can do with a trained model.
+"""What a trained model can do, and what an attacker can do with it.
 
 **Attack success, defined once.** Images of the target class are left out of the numerator *and* the denominator.
 

@@ -276,7 +276,7 @@ class Grid:
         for cell, record in records.items():
             if record.get("code") != code():
                 print(
-                    f"kept the record of {cell}, made by commit {(record.get('code') or {}).get('commit')}", flush=True
+                    f"kept as recorded, by other code ({(record.get('code') or {}).get('commit')}): {cell}", flush=True
                 )
         records |= {cell: self.record(cell) for cell in self.cells if self.finished(cell)}
         figures.mkdir(parents=True, exist_ok=True)

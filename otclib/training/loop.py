@@ -236,7 +236,7 @@ def _refuse(
     if method.REPAIRS and not models.has_weights(model):
         raise ValueError(f"{defense} goes on from a trained model: model must be its weights file, got {str(model)!r}")
     if clean is not None and not (Path(clean) / "model.safetensors").exists():
-        raise FileNotFoundError(f"the clean run to compare with is missing or not finished: {clean}")
+        raise FileNotFoundError(f"the clean run to compare with is not finished, or not there: {clean}")
 
 
 def _found(out: Path, config: dict) -> dict:
