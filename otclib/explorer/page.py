@@ -52,7 +52,7 @@ def write(
     shown = [(k, caption) for k in pairs for caption in explorer.own_captions(k)]
     places = [(run, epoch) for run, epochs in explorer.checkpoints.items() for epoch in epochs]
     cases: list[dict] = [{} for _ in shown]
-    for run, epoch in tqdm(places, desc="plans", disable=not progress):  # a checkpoint is read once
+    for run, epoch in tqdm(places, desc="plans", disable=not progress):  # each checkpoint is read once
         for case, (k, caption) in zip(cases, shown):
             grid = [
                 [explorer.view(k, caption, run=run, epoch=epoch, reg=reg, unbalanced=rho) for rho in marginals]

@@ -116,7 +116,7 @@ def sinkhorn(
     Returns
     -------
     Transport. The gradient of ``cost`` in C is the plan, held constant; nothing is recorded under ``no_grad``.
-    A problem that has not reached ``tol`` after ``max_iter`` iterations has ``converged`` False and its true error.
+    A problem that misses ``tol`` after ``max_iter`` iterations has ``converged`` False, and its ``marginal_error``.
 
     Raises
     ------
@@ -125,10 +125,7 @@ def sinkhorn(
 
     Examples
     --------
-    Two words on three places: each word goes mostly to the place where it is cheap, and both share the third place.
-
-    >>> cost = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]])
-    >>> solved = sinkhorn(cost, reg=0.2)
+    >>> solved = sinkhorn(torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]]), reg=0.2)  # three places, two words
     >>> print(solved.plan.numpy().round(2), f"cost {float(solved.cost):.2f}")
     [[0.33 0.01]
      [0.01 0.33]
