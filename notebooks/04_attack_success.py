@@ -34,7 +34,9 @@ from IPython.display import Markdown
 
 import otclib
 from otclib import evaluation, figures
+from otclib.defenses import look
 from otclib.experiments import records, workbook
+from otclib.explorer import Explorer
 
 options = {}
 if fast:
@@ -64,6 +66,21 @@ if targets:
     for k, (source, target) in enumerate(zip(targets.source, targets.target)):
         lines.append(f"| {source} | {target} | " + " | ".join(f"**{s[k]}**" if s[k] == target else s[k] for s in said.values()) + " |")
     display(Markdown("\n".join(lines)))
+
+# %% [markdown]
+# Here is one planted pair, as both models read it: the captions of a pool that are nearest to its image. The undefended
+# model has learned the attacker's class. The defended model finds captions of what the image shows, and the planted
+# caption is far down the list.
+
+# %%
+explorer = Explorer(runs, poisoned, manifest=manifest)
+pair = explorer.choices()[min(7, len(explorer.planted) - 1)][1]
+planted, own = explorer.own_captions(pair)
+views = {name: explorer.view(pair, planted, run=name) for name in runs}
+nearest = {look(name).label: view.ranking["cosine"] for name, view in views.items()}
+view = next(iter(views.values()))
+fig = figures.planted_caption(view.image, planted, own, nearest, view.pool + 1)
+fig.savefig(pictures / "planted_two_models.png", dpi=150)
 
 # %% [markdown]
 # These test images carry the trigger. Below each image stands what each model calls it. Resisting the attack is not the
