@@ -8,6 +8,7 @@ first and the usual thing at the second; the others are read against it. ``base`
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.cleanclip import CleanCLIP, CleanCLIPSupervised
@@ -28,7 +29,7 @@ DEFENSES: dict[str, type[Defense]] = {
 }
 
 
-def load(name: str, **options) -> Defense:
+def load(name: str, **options: Any) -> Defense:
     """A defence by name, see ``DEFENSES``; its options are the fields of its class.
 
     Raises

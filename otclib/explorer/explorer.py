@@ -17,19 +17,22 @@ import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from torch import nn
 
 from otclib import data, models
 from otclib.explorer import page, picture
 from otclib.explorer.panel import Panel
-from otclib.explorer.view import LAST, View
+from otclib.explorer.view import LAST, Ranks, View
 from otclib.matching import TokenSets, distances
+from otclib.models import Features
 from otclib.runs import log_of
-from otclib.transport import sinkhorn
+from otclib.transport import Transport, sinkhorn
 
 
 class Explorer:
@@ -142,7 +145,7 @@ class Explorer:
             title=run if len(epochs) == 1 else f"{run}, {_after(epoch)}",
         )
 
-    def figure(self, pair: int = 0, caption: str | None = None, *, word: int | None = None, **options):
+    def figure(self, pair: int = 0, caption: str | None = None, *, word: int | None = None, **options: Any) -> Figure:
         """``view`` as a matplotlib figure; ``word``: the one that is laid over the image, default the sharpest."""
         return picture.transport_view(self.view(pair, caption, **options), word)
 
@@ -190,7 +193,16 @@ class Explorer:
                 self._pools.popitem(last=False)
         return self._pools[key]
 
-    def _plan(self, image, text, tokenizer, caption: str, reg: float, unbalanced: float | None):
+    def _plan(
+        self,
+        image: Features,
+        text: Features,
+        tokenizer: models.Tokenizer,
+        caption: str,
+        reg: float,
+        unbalanced: float | None,
+    ) -> tuple[np.ndarray, Transport, np.ndarray, list[str]]:
+        """The plan by words [N, W], the solved problem, what every word has [W], and the words."""
         weights = text.mask[0].float()
         C = 1 - image.tokens[0] @ text.tokens[0].T
         solved = sinkhorn(C, None, weights, reg=reg, unbalanced=None if unbalanced is None else (None, unbalanced))
@@ -201,7 +213,7 @@ class Explorer:
         given = torch.stack([has[c].sum() for c in columns])
         return plan.cpu().numpy(), solved, given.cpu().numpy(), [s.text for s in spans]
 
-    def _distances(self, key: tuple, image) -> dict[str, list[float]]:
+    def _distances(self, key: tuple, image: Features) -> dict[str, list[float]]:
         """The image's distances to the captions of the pool; ``key``: run, epoch, pair, reg. Kept for the next view."""
         if key not in self._to_pool:
             run, epoch, _, reg = key
@@ -213,7 +225,7 @@ class Explorer:
                 self._to_pool.popitem(last=False)
         return self._to_pool[key]
 
-    def _ranking(self, key: tuple, image, text, caption: str, top: int):
+    def _ranking(self, key: tuple, image: Features, text: Features, caption: str, top: int) -> Ranks:
         own, reg = TokenSets.of(text), key[-1]
         to_own = {
             "transport": distances(image, own, torch.zeros(1, 1).long(), reg),
@@ -245,11 +257,11 @@ class Explorer:
         row = self.planted.get(self._ids[pair])
         return [self.captions[pair], *([row["original_caption"]] if row else [])]
 
-    def show(self, dpi: int = 88):
+    def show(self, dpi: int = 88) -> Any:
         """Widgets, to be displayed. They are reached by Tab and moved by the arrow keys."""
         return Panel(self, dpi).box
 
-    def save_html(self, path: str | Path, pairs: Sequence[int] | None = None, **options) -> Path:
+    def save_html(self, path: str | Path, pairs: Sequence[int] | None = None, **options: Any) -> Path:
         """Write the views of some pairs as one page with sliders, which needs neither a kernel nor a network.
 
         ``options`` : see ``page.write``.
