@@ -9,7 +9,7 @@ otclib.evaluate(run)
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from otclib import processes
 from otclib.version import __version__
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Import a part when it is first asked for, so that ``otclib doctor`` and ``--help`` need not wait for torch."""
     if name in _FUNCTIONS:
         found = getattr(import_module(_FUNCTIONS[name]), name)

@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 
 from otclib import processes
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 app = typer.Typer(
     name="otclib",
@@ -48,7 +51,9 @@ def _read(option: str, text: str) -> dict:
     return found
 
 
-def _planted(dataset: str, root, size, seed: int, data_options: str, attack: list[str]):
+def _planted(
+    dataset: str, root: Path | None, size: int | None, seed: int, data_options: str, attack: list[str]
+) -> tuple[Dataset, Dataset, Dataset | None]:
     """The pairs, the same with the attacks planted, and the manifest (None: nothing was planted)."""
     from otclib import attacks, data
 

@@ -9,6 +9,7 @@ of the weights, and on the small Gram matrix, which takes half of the products.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,9 @@ class Muon(torch.optim.Optimizer):
     [N, M] is ``lr * 0.2 * sqrt(max(N, M))``, so that its entries move about as much as under Adam (Liu et al., 2025).
     """
 
-    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a value as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1))
 

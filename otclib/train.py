@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
+from typing import Any
 
 from otclib import processes
 
@@ -11,7 +13,7 @@ from otclib import processes
 class _Command(types.ModuleType):
     """Importing this module puts it where the function ``otclib.train`` was, so it can be called like it."""
 
-    def __call__(self, *arguments, **options):
+    def __call__(self, *arguments: Any, **options: Any) -> Path:
         from otclib.training import train
 
         return train(*arguments, **options)

@@ -130,12 +130,12 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
 
 
 @functools.cache
-def _levels(name: str) -> tuple:
+def _levels(name: str) -> tuple[tuple[Image.Image, ...], ...]:
     sides = (96, 64, 48, 32, 24, 16)
     return tuple(tuple(m.resize((s, s), Image.Resampling.LANCZOS) for m in _masters(name)) for s in sides)
 
 
-def _level(name: str, scale: float):
+def _level(name: str, scale: float) -> tuple[Image.Image, ...]:
     """Return the smallest master that is at least as fine as the drawing, so that bilinear sampling does not alias."""
     levels = _levels(name)
     for level in reversed(levels):

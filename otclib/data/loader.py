@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, Image, Value, disable_progress_bars, load_from_disk
 from tqdm.auto import tqdm
@@ -37,7 +38,7 @@ def load(
     root: str | Path | None = None,
     size: int | None = None,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> Dataset:
     """Load an image-caption table.
 
@@ -72,7 +73,7 @@ def load(
     return readers.read(name, split=split, root=root, size=size, seed=seed, **options)
 
 
-def _scenes(split: str, root, size: int | None, seed: int, *, image_size: int = 64) -> Dataset:
+def _scenes(split: str, root: str | Path | None, size: int | None, seed: int, *, image_size: int = 64) -> Dataset:
     if split not in scenes.SPLITS:
         raise ValueError(f"scenes have the splits {', '.join(scenes.SPLITS)}, not {split!r}")
     if not 16 <= image_size <= 1024:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from multiprocessing import get_context
 
 import numpy as np
@@ -54,7 +55,7 @@ def _rows(task: tuple[str, int, int, int, int, int]) -> list[dict]:
     return rows
 
 
-def generate(split: str, n: int, size: int = 64, seed: int = 0, workers: int | None = None):
+def generate(split: str, n: int, size: int = 64, seed: int = 0, workers: int | None = None) -> Iterator[dict]:
     """Yield ``n`` rows of the split in order, drawn by ``workers`` processes (default: one per core)."""
     max_objects, chunk = SPLITS[split][1], 250
     tasks = [(split, seed, size, max_objects, a, min(a + chunk, n)) for a in range(0, n, chunk)]

@@ -8,6 +8,7 @@ first and returns CLIP's loss in the second, so read it before the others. ``bas
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.cleanclip import CleanCLIP, CleanCLIPSupervised
@@ -28,7 +29,7 @@ DEFENSES: dict[str, type[Defense]] = {
 }
 
 
-def load(name: str, **options) -> Defense:
+def load(name: str, **options: Any) -> Defense:
     """Return a defence by its name in ``DEFENSES``; its options are the fields of its class.
 
     Raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from otclib.models import Features
 from otclib.optim import one_cycle
 
 LEFT_OUT = -1  # in ``caption_of``: the image is left out; it stays in the batches as a negative, with its own caption
+Augment = Callable[[Tensor, int], Tensor]  # uint8 images [B, 3, H, W], side in pixels -> one view of each, in [0, 1]
 
 
 class Look(NamedTuple):
@@ -61,10 +62,12 @@ class Training(Protocol):
 
     def normalize(self, images: Tensor) -> Tensor: ...
 
-    def view(self, images: Tensor, strong: bool = False, augment=None, side: int | None = None) -> Tensor: ...
+    def view(
+        self, images: Tensor, strong: bool = False, augment: Augment | None = None, side: int | None = None
+    ) -> Tensor: ...
 
     def encode_images(
-        self, rows: Tensor | None = None, augment=None, side: int | None = None
+        self, rows: Tensor | None = None, augment: Augment | None = None, side: int | None = None
     ) -> Iterator[tuple[Tensor, Features]]: ...
 
     def encode_captions(self, rows: Tensor) -> Features: ...

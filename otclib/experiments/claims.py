@@ -21,7 +21,7 @@ def claims(records: list[dict]) -> str:
             verdict = "undecided" if evidence else "not run"
         rows.append([claim, whose, evidence, verdict])
 
-    def values(key: str, **where) -> list[float]:
+    def values(key: str, **where: object) -> list[float]:
         return [r[key] for r in select(records, **where) if r.get(key) is not None]
 
     def beside(defense: str, other: str, key: str) -> list[tuple]:

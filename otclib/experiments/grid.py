@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from datasets import Dataset
+
 from otclib import attacks, data, defenses, processes
 from otclib.attacks import planting
 from otclib.evaluation import by_class
@@ -174,7 +176,7 @@ class Grid:
             system["model"] = self.folder(Cell(cell.dataset, cell.attack, "clip", cell.seed)) / "model.safetensors"
         return train(pairs, manifest=manifest, seed=cell.seed, out=self.folder(cell), **system)
 
-    def _repair_pairs(self, cell: Cell, name: str, source: dict):
+    def _repair_pairs(self, cell: Cell, name: str, source: dict) -> Dataset:
         given = self.config.get("repair_on") or {"seed": 1000, "size": 2000}
         size = min(source.get("size") or given["size"], given["size"])
         pairs = data.load(name, seed=cell.seed + given["seed"], **source | {"size": size})

@@ -84,7 +84,7 @@ def spoken(attack: str, run: str | Path) -> str:
     return "  ".join([*words, f"{found['seconds_per_epoch']:.0f} s an epoch"])
 
 
-def select(records: list[dict], **where) -> list[dict]:
+def select(records: list[dict], **where: object) -> list[dict]:
     """Return the records with these values."""
     return [r for r in records if all(r.get(k) == v for k, v in where.items())]
 

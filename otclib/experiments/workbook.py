@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def runs(
     model: str = "small",
     watched: bool = False,
     retell: bool = False,
-    **options,
+    **options: Any,
 ) -> dict[str, Path]:
     """Return {defence: run folder in ``out``}; train the missing runs at the same time, and keep all epochs' weights.
 

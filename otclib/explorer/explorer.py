@@ -18,19 +18,22 @@ import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from torch import nn
 
 from otclib import data, models
 from otclib.explorer import page, picture
 from otclib.explorer.panel import Panel
-from otclib.explorer.view import LAST, View
+from otclib.explorer.view import LAST, Ranks, View
 from otclib.matching import TokenSets, distances
+from otclib.models import Features
 from otclib.runs import log_of
-from otclib.transport import sinkhorn
+from otclib.transport import Transport, sinkhorn
 
 
 class Explorer:
@@ -143,7 +146,7 @@ class Explorer:
             title=run if len(epochs) == 1 else f"{run}, {_after(epoch)}",
         )
 
-    def figure(self, pair: int = 0, caption: str | None = None, *, word: int | None = None, **options):
+    def figure(self, pair: int = 0, caption: str | None = None, *, word: int | None = None, **options: Any) -> Figure:
         """Return ``view`` as a matplotlib figure; ``word`` is laid over the image, default the sharpest one."""
         return picture.transport_view(self.view(pair, caption, **options), word)
 
@@ -191,7 +194,16 @@ class Explorer:
                 self._pools.popitem(last=False)
         return self._pools[key]
 
-    def _plan(self, image, text, tokenizer, caption: str, reg: float, unbalanced: float | None):
+    def _plan(
+        self,
+        image: Features,
+        text: Features,
+        tokenizer: models.Tokenizer,
+        caption: str,
+        reg: float,
+        unbalanced: float | None,
+    ) -> tuple[np.ndarray, Transport, np.ndarray, list[str]]:
+        """The plan by words [N, W], the solved problem, what every word has [W], and the words."""
         weights = text.mask[0].float()
         C = 1 - image.tokens[0] @ text.tokens[0].T
         solved = sinkhorn(C, None, weights, reg=reg, unbalanced=None if unbalanced is None else (None, unbalanced))
@@ -202,7 +214,7 @@ class Explorer:
         given = torch.stack([has[c].sum() for c in columns])
         return plan.cpu().numpy(), solved, given.cpu().numpy(), [s.text for s in spans]
 
-    def _distances(self, key: tuple, image) -> dict[str, list[float]]:
+    def _distances(self, key: tuple, image: Features) -> dict[str, list[float]]:
         """Return the image's distances to the captions of the pool, cached by ``key``: run, epoch, pair, reg."""
         if key not in self._to_pool:
             run, epoch, _, reg = key
@@ -214,7 +226,7 @@ class Explorer:
                 self._to_pool.popitem(last=False)
         return self._to_pool[key]
 
-    def _ranking(self, key: tuple, image, text, caption: str, top: int):
+    def _ranking(self, key: tuple, image: Features, text: Features, caption: str, top: int) -> Ranks:
         own, reg = TokenSets.of(text), key[-1]
         to_own = {
             "transport": distances(image, own, torch.zeros(1, 1).long(), reg),
@@ -246,11 +258,11 @@ class Explorer:
         row = self.planted.get(self._ids[pair])
         return [self.captions[pair], *([row["original_caption"]] if row else [])]
 
-    def show(self, dpi: int = 88):
+    def show(self, dpi: int = 88) -> Any:
         """Return the widgets to display. Tab reaches them, and the arrow keys move them."""
         return Panel(self, dpi).box
 
-    def save_html(self, path: str | Path, pairs: Sequence[int] | None = None, **options) -> Path:
+    def save_html(self, path: str | Path, pairs: Sequence[int] | None = None, **options: Any) -> Path:
         """Write the views of some pairs as one page with sliders, which needs no kernel and no network connection.
 
         ``options`` : see ``page.write``.

@@ -6,17 +6,19 @@ import functools
 import gc
 import html
 import time
+from collections.abc import Callable
+from typing import Any
 
 from otclib.explorer import picture
 from otclib.explorer.view import EXACT, MARGINALS, NOWHERE, REGS, Source, View
 from otclib.figures import style
 
 
-def _undisturbed(act):
+def _undisturbed(act: Callable) -> Callable:
     """Return ``act`` without garbage collection, because a pass over all that torch has loaded takes half a second."""
 
     @functools.wraps(act)
-    def quietly(*arguments):
+    def quietly(*arguments: Any) -> Any:
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -38,7 +40,7 @@ class Panel:
         self.explorer, self.dpi, self.milliseconds = explorer, dpi, 0.0
         look, wide = {"description_width": "92px"}, w.Layout(width="98%")
 
-        def slider(name, options, value):
+        def slider(name: str, options: list, value: Any) -> w.SelectionSlider:
             return w.SelectionSlider(
                 description=name, options=options, value=value, continuous_update=True, style=look, layout=wide
             )
@@ -77,14 +79,14 @@ class Panel:
             widget.observe(self._unless_quiet(act), "value")
         self._choose_pair()
 
-    def _unless_quiet(self, act):
-        def heard(_):
+    def _unless_quiet(self, act: Callable[[], None]) -> Callable[[object], None]:
+        def heard(_: object) -> None:
             if not self._quiet:
                 act()
 
         return heard
 
-    def _set(self, widget, **values) -> None:
+    def _set(self, widget: Any, **values: Any) -> None:
         """Change a widget without calling its observers."""
         quiet, self._quiet = self._quiet, True
         for name, value in values.items():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import textwrap
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from otclib.explorer.view import View
 from otclib.figures.style import CHOSEN, CLEAN, HEAT, NEUTRAL
 
 BESIDE, TILE = 1.13, 172  # left end of a view's words, in widths of its image; width of a word in the strip, in pixels
@@ -27,7 +30,7 @@ class _Picture(Figure):
         return png(self, 96)
 
 
-def transport_view(view, word: int | None = None, place: int | None = None, competitors: bool = True) -> Figure:
+def transport_view(view: View, word: int | None = None, place: int | None = None, competitors: bool = True) -> Figure:
     """Draw the plan of an ``explorer.View``; ``word`` (default the sharpest) or a ``place`` is highlighted.
 
     From left to right it shows the image under the word's mass, ribbons from places to words as wide as the mass
@@ -48,7 +51,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
     width, height = 12.0 if competitors else 8.4, 6.2
     fig = _Picture(figsize=(width, height))
 
-    def axes(left, bottom, wide, high, **limits):
+    def axes(left: float, bottom: float, wide: float, high: float, **limits: Any) -> Axes:
         """Return bare axes at a position in inches."""
         ax = fig.add_axes((left / width, bottom / height, wide / width, high / height), xticks=[], yticks=[], **limits)
         ax.spines[:].set_visible(False)
@@ -89,7 +92,7 @@ def transport_view(view, word: int | None = None, place: int | None = None, comp
     return fig
 
 
-def pointed_at(figure: Figure, view, x: float, y: float) -> tuple[int | None, int | None]:
+def pointed_at(figure: Figure, view: View, x: float, y: float) -> tuple[int | None, int | None]:
     """Return the word and the place that a drawn ``transport_view`` shows at a point; None if it shows none.
 
     ``x``, ``y`` : shares of the picture's width and height, from its upper left corner.
@@ -124,7 +127,7 @@ def _under(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     return ((1 - alpha) * large + alpha * colours).astype(np.uint8)
 
 
-def _ribbons(ax, view, word: int, place: int | None) -> None:
+def _ribbons(ax: Axes, view: View, word: int, place: int | None) -> None:
     """Draw curves from places to words: all of the chosen word (or place) in colour, the best three of each other."""
     rows, columns = view.grid
     count = len(view.words)
@@ -152,7 +155,7 @@ def _ribbons(ax, view, word: int, place: int | None) -> None:
         ax.text(*at, textwrap.shorten(text, 14), va="center", fontsize=10, weight=weight)
 
 
-def _competitors(ax, view) -> None:
+def _competitors(ax: Axes, view: View) -> None:
     """Draw two lists of captions with bars for their distances; the view's own caption is in bold."""
     for x0, (name, (rank, nearest)) in zip((1.0, 0.48), view.ranking.items()):
         ax.text(0, x0 - 0.02, f"nearest of {view.pool:,} captions by {name}", fontsize=9.5, va="top", color=CLEAN)
@@ -176,7 +179,7 @@ def _competitors(ax, view) -> None:
         )
 
 
-def _strip(ax, view, maps: np.ndarray, word: int) -> None:
+def _strip(ax: Axes, view: View, maps: np.ndarray, word: int) -> None:
     """Draw every word's mass over the image, side by side."""
     count, size = len(view.words), TILE
     sheet = np.full((160, count * size - 12, 3), 255, dtype=np.uint8)
@@ -186,6 +189,7 @@ def _strip(ax, view, maps: np.ndarray, word: int) -> None:
         ax.text(k * size + 80, -6, textwrap.shorten(view.words[k], 14), ha="center", fontsize=9, weight=weight)
     ax.imshow(sheet, interpolation="nearest", zorder=1)
     ax.add_patch(Rectangle((word * size, 0), 159, 159, fill=False, color=CHOSEN, linewidth=2.5, zorder=2))
+    assert isinstance(ax.figure, Figure)
     wide, high = ax.get_position().size * ax.figure.get_size_inches()
     scale = max((count * size - 12) / wide, 160 / (high - 0.25))  # pixels of the sheet per inch
     ax.set(xlim=(-2, scale * wide - 2), ylim=(scale * (high - 0.25), -0.25 * scale), anchor="SW")

@@ -15,6 +15,7 @@ REGS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 MARGINALS = (3.0, 1.0, 0.3, 0.1, 0.03)  # rho of the words
 EXACT, NOWHERE = 0.0, -1  # on the sliders, which cannot hold None: every word gives all of its mass; no place is chosen
 LAST = "last"  # the name of a finished run's final weights, and of a model that has no epochs
+Ranks = dict[str, tuple[int, list[tuple[str, float]]]]  # see ``View.ranking``
 
 
 @dataclass
@@ -38,11 +39,11 @@ class View:
     reg: float
     unbalanced: float | None
     pool: int
-    rank: Callable[[], dict[str, tuple[int, list[tuple[str, float]]]]]  # makes the ranking
+    rank: Callable[[], Ranks]  # makes the ranking
     title: str = ""
 
     @functools.cached_property
-    def ranking(self) -> dict[str, tuple[int, list[tuple[str, float]]]]:
+    def ranking(self) -> Ranks:
         return self.rank()
 
     def maps(self) -> np.ndarray:

@@ -7,18 +7,23 @@ vermilion.
 from __future__ import annotations
 
 import textwrap
+from typing import Any
+
+from matplotlib.axes import Axes
 
 CLEAN, POISON, NEUTRAL, GOOD = "#0072B2", "#D55E00", "#7F7F7F", "#009E73"
 HEAT, CHOSEN = "magma", "#E69F00"
 
 
-def clean_axes(ax) -> None:
+def clean_axes(ax: Axes) -> None:
+    """Take away the frame's upper and right line, and draw horizontal lines behind the data."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25, linewidth=0.6)
     ax.set_axisbelow(True)
 
 
-def show(ax, image, title: str = "", width: int = 24, colour: str = "black") -> None:
+def show(ax: Axes, image: Any, title: str = "", width: int = 24, colour: str = "black") -> None:
+    """Show an image without axes, under a title that is wrapped after ``width`` letters."""
     ax.imshow(image)
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():

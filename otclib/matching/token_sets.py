@@ -57,7 +57,7 @@ class TokenSets:
     def __len__(self) -> int:
         return len(self.length)
 
-    def __getitem__(self, rows) -> TokenSets:
+    def __getitem__(self, rows: Tensor | slice) -> TokenSets:
         return TokenSets(self.tokens[rows], self.length[rows], self.summary[rows])
 
     @property

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from otclib import defenses
-from otclib.defenses.base import LEFT_OUT
+from otclib.defenses.base import LEFT_OUT, Defense
 from otclib.runs import write_table
 from otclib.training.trainer import Trainer
 
@@ -65,7 +65,7 @@ def _fate(row: int, given: int) -> str:
     return "kept" if given == row else "left out" if given == LEFT_OUT else "re-matched"
 
 
-def write_pairs(out: Path, trainer: Trainer, method) -> None:
+def write_pairs(out: Path, trainer: Trainer, method: Defense) -> None:
     """Write ``pairs.parquet``: every pair's own distance, and the caption that its image was given last."""
     distance = torch.cat(
         [method.distance(image, trainer.encode_captions(rows)).cpu() for rows, image in trainer.encode_images()]

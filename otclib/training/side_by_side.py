@@ -8,7 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -31,7 +33,7 @@ def train_each(
     progress: bool = True,
     live: Callable[[dict[str, list[dict]]], None] | None = None,
     retell: bool = False,
-    **same,
+    **same: Any,
 ) -> dict[str, Path]:
     """Train one run per defence in ``out/<defense>`` at the same time; return {defence: run folder}.
 
@@ -120,7 +122,7 @@ def begin_worker(parent: int, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _work(parent: int, threads: int, sender, pairs: Dataset, arguments: dict) -> None:
+def _work(parent: int, threads: int, sender: Connection, pairs: Dataset, arguments: dict) -> None:
     """Train in a worker; send the share that is done after every step, or a message that says why it failed."""
     begin_worker(parent, threads)
     try:

@@ -13,13 +13,12 @@ from torchvision.transforms.v2 import functional as tv
 
 from otclib import data, models
 from otclib.defenses import views
-from otclib.defenses.base import LEFT_OUT, Batch
+from otclib.defenses.base import LEFT_OUT, Augment, Batch
 from otclib.models import Features
 from otclib.optim import optimizers
 
 # images begin at this share of their side, and have their full side from this share of the training on
 SMALL, GROWN = 0.75, 1 / 3
-View = Callable[[Tensor, int], Tensor]  # uint8 images [B, 3, H, W], side in pixels -> one view of each, float in [0, 1]
 
 
 class Towers(nn.Module):
@@ -98,7 +97,7 @@ class Trainer:
         return self.model.get_parameter("logit_scale").exp()
 
     def view(
-        self, images: Tensor, strong: bool = False, augment: View | None = None, side: int | None = None
+        self, images: Tensor, strong: bool = False, augment: Augment | None = None, side: int | None = None
     ) -> Tensor:
         """Return one augmented, normalised view of uint8 images; a strong view shows a smaller part, in any hue.
 
@@ -124,7 +123,7 @@ class Trainer:
 
     @torch.no_grad()
     def encode_images(
-        self, rows: Tensor | None = None, augment: View | None = None, side: int | None = None
+        self, rows: Tensor | None = None, augment: Augment | None = None, side: int | None = None
     ) -> Iterator[tuple[Tensor, Features]]:
         """Yield rows and features of the images of ``rows`` (default all, in order), as they are or under ``augment``.
 

@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
@@ -34,7 +35,7 @@ def read(
     size: int | None = None,
     seed: int = 0,
     skip_missing: bool = False,
-    **options,
+    **options: Any,
 ) -> Dataset:
     """Read an image-caption table from a local copy.
 

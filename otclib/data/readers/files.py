@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, Image, Value
 from datasets.exceptions import DatasetGenerationError
@@ -14,7 +15,7 @@ from otclib.data.cache import cache_dir
 VERSION = 1  # part of the cache's name: raise it when the same shards begin to give another table
 
 
-def _features(image) -> Features:
+def _features(image: Any) -> Features:
     return Features({"id": Value("string"), "image": image, "caption": Value("string"), "label": Value("string")})
 
 
@@ -23,7 +24,7 @@ PATHS = _features(Value("string"))
 RANGES = _features({"path": Value("string"), "offset": Value("int64"), "size": Value("int64")})  # of a tar
 
 
-def cached(generator: Callable, features: Features, key: tuple, **inputs) -> Dataset:
+def cached(generator: Callable, features: Features, key: tuple, **inputs: Any) -> Dataset:
     """Return ``Dataset.from_generator`` from our cache, made anew only when ``key`` changes; errors are unwrapped."""
     folder, fingerprint = str(cache_dir() / "captions"), Hasher.hash((VERSION, *key))
     try:
