@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from otclib import processes
@@ -28,6 +27,8 @@ Attacks = Annotated[
 ]
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+# the base of what typer raises for a wrong command: click's class, or that of typer's own copy of click
+REFUSED: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 @contextmanager
@@ -206,9 +207,9 @@ def call(arguments: list[str] | None = None, name: str = "otclib") -> None:
     """Run a command; what is refused ends with exit code 2. Ctrl-C stays a KeyboardInterrupt, for ``stoppable``."""
     try:
         code = app(arguments, prog_name=name, standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         code = INTERRUPTED
-    except click.ClickException as error:
+    except REFUSED as error:
         error.show()
         code = error.exit_code
     if code == INTERRUPTED:

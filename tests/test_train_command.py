@@ -131,6 +131,12 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, tmp_path, capsys):
     assert said.startswith("otclib train: 'ViT-B-32:opnai' names 'opnai', neither a file nor a tag of ViT-B-32")
 
 
+def test_an_unknown_option_is_refused_without_a_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        train_command.main(["--out", str(tmp_path / "run"), "--nope"])
+    assert end.value.code == 2 and "No such option" in capsys.readouterr().err
+
+
 def test_as_a_program(folder, tmp_path):
     """In a process of its own, with the linear probes that a run of this data set has."""
     program = [sys.executable, "-m", "otclib.train", *command(folder, tmp_path / "run", attack=["badnets"])]
