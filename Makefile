@@ -9,10 +9,11 @@ export OTCLIB_PARENT := $(shell echo $$PPID)
 
 # pip installs what $(1) names and prints one line for each file of 10 MB or more; its errors are shown whole
 BIG := (Downloading|Using cached) [A-Za-z0-9_.]+-[^ ]+ \([0-9]{2,}\.[0-9]+ MB\)|Installing collected packages
-install = $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt \
+PINS = --constraint constraints.txt
+install = $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $(PINS) \
 	--editable '.[$(1)]' | { grep --line-buffered -oE '$(BIG)' || true; }
 
-.PHONY: setup demo test test-slow test-all lint explorer book figures table ablation dose batch bench clean
+.PHONY: setup demo test test-slow test-all deps lint explorer book figures table ablation dose batch bench clean
 
 setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the other commands add their own tools
 
@@ -39,6 +40,22 @@ test-slow: .venv/.test .venv/.book .venv/.batch  # the rest
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
+
+deps: .venv-oldest/.ready .venv-newest/.ready  # the quick tests with the oldest and the newest dependencies we allow
+	.venv-oldest/bin/python -m pytest -m "not slow"
+	.venv-newest/bin/python -m pytest -m "not slow"
+
+.venv-oldest/.ready: PINS = --constraint constraints-oldest.txt
+.venv-newest/.ready: PINS = --upgrade --upgrade-strategy eager
+.venv-newest/.ready: always
+.PHONY: always
+.venv-%/.ready: BIN = $(@D)/bin
+.venv-%/.ready: pyproject.toml constraints-oldest.txt
+	@echo "Setting up $(@D): about 5 GB to download the first time."
+	@$(PYTHON) -m venv $(@D)
+	@$(call install,notebooks)
+	@$(call install,test)
+	@touch $@
 
 lint: .venv/.dev  # style, types and spelling
 	$(BIN)/ruff check . && $(BIN)/ruff format --check otclib tests benchmarks
@@ -75,4 +92,4 @@ bench: .venv/.bench  # speed against other solvers and against brute force, and 
 	$(BIN)/python -m benchmarks.transport
 
 clean:
-	rm -rf .venv runs book/_build book/notebooks
+	rm -rf .venv .venv-oldest .venv-newest runs book/_build book/notebooks

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
 
 
@@ -39,6 +40,13 @@ def test_what_a_command_installs_is_an_extra():
         assert asked and asked <= set(EXTRAS), target
         assert "notebooks" in asked, "the first set-up comes first"
     assert would_run("--always-make", "demo").count("pip install") == 1, "the demo needs no test tools"
+
+
+def test_the_oldest_dependencies_are_the_lower_bounds():
+    needed = [*PROJECT["dependencies"], *EXTRAS["notebooks"], *EXTRAS["test"]]
+    bounds = {asked.split(",")[0].replace(">=", "==") for asked in needed}
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == bounds
 
 
 def test_conda_installs_the_same_extras():
