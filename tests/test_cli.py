@@ -29,7 +29,7 @@ def test_poison_writes_a_table_that_others_read(tmp_path):
     pairs, manifest = load_from_disk(str(out / "pairs")), Dataset.from_parquet(str(out / "manifest.parquet"))
     assert len(pairs) == 300 and set(manifest["id"]) < set(pairs["id"]) and set(manifest["kind"]) == {"badnets"}
     code, _, said = run(*words)
-    assert code == 2 and said == f"otclib poison: out must be a new folder, {out} is there already\n"
+    assert code == 2 and said == f"otclib poison: out must be a new folder, {out} exists already\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poisoned"], "nothing half-written beside it"
 
 
