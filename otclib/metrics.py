@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ class Metric:
     unit: str = ""
     better: str = ""  # "higher" or "lower", or neither
     digits: int = 1
-    clean: bool = False  # of the undefended model without poison, for comparison
+    short: str = ""  # in the one line of an epoch
 
     @property
     def factor(self) -> float:
@@ -59,20 +59,20 @@ def summary(values: Iterable[float | None], factor: float = 1, digits: int = 1) 
 
 
 _ALL = (
-    Metric("zero_shot_top1", "zero-shot accuracy", "%", "higher"),
-    Metric("attack_success_rate", "backdoor ASR", "%", "lower"),
-    Metric("untriggered_target_rate", "backdoor ASR without the trigger", "%"),
-    Metric("clean_model_rate", "backdoor ASR on a clean model", "%", clean=True),
+    Metric("zero_shot_top1", "zero-shot accuracy", "%", "higher", short="zero-shot"),
+    Metric("attack_success_rate", "backdoor success (ASR)", "%", "lower", short="ASR"),
+    Metric("untriggered_target_rate", "ASR without the trigger", "%"),
+    Metric("clean_model_rate", "ASR on a clean model", "%"),
     Metric("triggered_top1", "triggered images still called what they show", "%", "higher"),
-    Metric("clean_model_triggered_top1", "... called so by a clean model", "%", clean=True),
+    Metric("clean_model_triggered_top1", "... called so by a clean model", "%"),
     Metric("targets_hit", "targeted images hit", "", "lower"),
     Metric("targets", "targeted images", "", digits=0),
     Metric("targets_right", "targeted images called what they show", "", "higher"),
-    Metric("clean_model_hits", "targeted images hit on a clean model", "", clean=True),
+    Metric("clean_model_hits", "targeted images hit on a clean model", ""),
     Metric("backdoor_z_score", "backdoor z-score", "", "lower"),
-    Metric("clean_model_z_score", "backdoor z-score of a clean model", "", clean=True),
+    Metric("clean_model_z_score", "backdoor z-score of a clean model", ""),
     Metric("head_top1", "accuracy of the linear head", "%", "higher"),
-    Metric("head_attack_success_rate", "backdoor ASR of the linear head", "%", "lower"),
+    Metric("head_attack_success_rate", "ASR of the linear head", "%", "lower"),
     Metric("poison_auroc", "poison AUROC", "", "higher", 3),
     Metric("poison_recall", "poison flagged: recall", "", "higher", 2),
     Metric("poison_precision", "poison flagged: precision", "", "higher", 2),
@@ -97,7 +97,7 @@ _ALL = (
     # followed while a run trains, in the log alone
     Metric("clean_kept", "clean pairs kept", "%", "higher"),
     Metric("clean_left_out", "clean pairs left out", "%", "lower"),
-    Metric("poison_kept", "planted pairs kept", "%", "lower"),
+    Metric("poison_kept", "planted pairs kept", "%", "lower", short="poison kept"),
     Metric("poison_left_out", "planted pairs left out", "%", "higher"),
 )
 METRICS = {metric.key: metric for metric in _ALL}
@@ -118,3 +118,9 @@ def of(key: str) -> Metric:
     if slash and name in METRICS:
         return Metric(key, f"{METRICS[name].label}, {kind}", METRICS[name].unit, METRICS[name].better)
     raise KeyError(f"unknown metric {key!r}: there are {', '.join(METRICS)}")
+
+
+def spoken(values: Mapping) -> list[str]:
+    """Return the metrics that have a short label, each with its value, and the targeted images that were hit."""
+    words = [f"{m.short} {m.shown(values[m.key])}" for m in _ALL if m.short and values.get(m.key) is not None]
+    return words + ([f"targets {values['targets_hit']}/{values['targets']}"] if "targets_hit" in values else [])

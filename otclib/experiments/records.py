@@ -75,12 +75,7 @@ def markdown(rows: Mapping[str, Sequence] | Sequence[Sequence], heads: Sequence[
 def spoken(attack: str, run: str | Path) -> str:
     """Return a finished run's results as one line of text."""
     found = metrics_of(run)
-    words = [f"{found['defense']} on {attack}, seed {found['seed']}:"]
-    for key, name in (("zero_shot_top1", "zero-shot"), ("attack_success_rate", "ASR")):
-        if found.get(key) is not None:
-            words.append(f"{name} {metrics.of(key).shown(found[key])}")
-    if "targets_hit" in found:
-        words.append(f"targets {found['targets_hit']}/{found['targets']}")
+    words = [f"{found['defense']} on {attack}, seed {found['seed']}:", *metrics.spoken(found)]
     return "  ".join([*words, f"{found['seconds_per_epoch']:.0f} s an epoch"])
 
 

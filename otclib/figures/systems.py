@@ -10,17 +10,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from otclib import metrics
 from otclib.defenses import look
 from otclib.figures.style import CLEAN, NEUTRAL, POISON, clean_axes
 
 
 def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
     """Draw accuracy, backdoor success and targets hit by defence; a dot per seed, a bar for the mean."""
-    panels = (
-        ("zero_shot_top1", "zero-shot accuracy\n(higher is better)", 100, "%", 105),
-        ("attack_success_rate", "backdoor success\n(lower is better)", 100, "%", 105),
-        ("targets_hit", "targeted images hit\n(lower is better)", 1, "of 16", 16.8),
-    )
+    panels = [
+        (m.key, f"{m.label}\n({m.better} is better)", m.factor, m.unit or "of 16", 1.05 * (100 if m.unit else 16))
+        for m in map(metrics.of, ("zero_shot_top1", "attack_success_rate", "targets_hit"))
+    ]
     fig, axes = plt.subplots(1, 3, figsize=(9.2, 3.1))
     for ax, (key, title, factor, unit, top) in zip(axes, panels):
         for k, (name, runs) in enumerate(results.items()):
@@ -46,17 +46,15 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
     widths = [max(1.2, len(group)) for group in groups]
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=widths, layout="constrained")
     systems = list(dict.fromkeys(r["defense"] for r in records))
-    for ax, group, (key, factor, unit, top) in zip(
-        axes,
-        groups,
-        (("targets_hit", 1, "targeted images hit, of 16", 16), ("attack_success_rate", 100, "ASR, %", 100)),
-    ):
+    hits, asr = metrics.of("targets_hit"), metrics.of("attack_success_rate")
+    panels = ((hits, f"{hits.label}, of 16", 16), (asr, asr.title, 100))
+    for ax, group, (metric, unit, top) in zip(axes, groups, panels):
         for k, system in enumerate(systems):
             place = (k - (len(systems) - 1) / 2) * 0.16
             colour = look(system).colour or NEUTRAL
             for x, attack in enumerate(group):
                 here = [r for r in records if r["attack"] == attack and r["defense"] == system]
-                values = [factor * r[key] for r in here if r.get(key) is not None]
+                values = [metric.factor * r[metric.key] for r in here if r.get(metric.key) is not None]
                 if values:
                     ax.bar(x + place, np.mean(values), width=0.15, color=colour, alpha=0.45)
                     ax.plot([x + place] * len(values), values, look(system).marker, color=colour, markersize=4)
@@ -132,21 +130,17 @@ def by_epoch(records: Sequence[Mapping], key: str, ylabel: str, factor: float = 
 def ablation(records: Sequence[Mapping]) -> Figure:
     """Draw OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
     variants = list(dict.fromkeys(r["variant"] for r in records))
-    panels = (
-        ("zero_shot_top1", "zero-shot, %", 100, 100),
-        ("attack_success_rate", "BadNets ASR, %", 100, 100),
-        ("targets_hit", "targets hit, of 16", 1, 16),
-        ("plan_mass_ratio/names", "names' mass on object / chance", 1, 4),
-    )
+    most = {"zero_shot_top1": 100, "attack_success_rate": 100, "targets_hit": 16, "plan_mass_ratio/names": 4}
+    panels = [(m.key, textwrap.fill(m.title, 24), m.factor, most[m.key]) for m in map(metrics.of, most)]
     fig, axes = plt.subplots(1, 4, figsize=(11, 0.55 + 0.38 * len(variants)), sharey=True, layout="constrained")
-    for ax, (key, title, factor, most) in zip(axes, panels):
+    for ax, (key, title, factor, top) in zip(axes, panels):
         for y, variant in enumerate(variants):
             values = [factor * r[key] for r in records if r["variant"] == variant and r.get(key) is not None]
             colour = CLEAN if variant == "full" else NEUTRAL
             ax.plot(values, [y] * len(values), "o", color=colour, alpha=0.7, markersize=5)
             if values:
                 ax.plot(np.mean(values), y, "|", color=colour, markersize=15, markeredgewidth=2)
-        ax.set(xlim=(-0.04 * most, 1.04 * most), xticks=np.linspace(0, most, 5))
+        ax.set(xlim=(-0.04 * top, 1.04 * top), xticks=np.linspace(0, top, 5))
         ax.set_xlabel(title, fontsize=9)
         ax.grid(axis="x", alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
@@ -157,11 +151,12 @@ def ablation(records: Sequence[Mapping]) -> Figure:
 def dose(records: Sequence[Mapping]) -> Figure:
     """Draw attack success against the amount of poison, undefended: a dot per seed, a line through the means."""
     panels = (
-        ("pairs", "attack_success_rate", 100, "triggered pairs in the set", "BadNets ASR, %"),
-        ("copies", "targets_hit", 1, "copies of every targeted image", "targeted images hit, of 16"),
+        ("pairs", metrics.of("attack_success_rate"), "triggered pairs in the set", "BadNets' success (ASR), %"),
+        ("copies", metrics.of("targets_hit"), "copies of every targeted image", "targeted images hit, of 16"),
     )
     fig, axes = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
-    for ax, (amount, key, factor, xlabel, ylabel) in zip(axes, panels):
+    for ax, (amount, metric, xlabel, ylabel) in zip(axes, panels):
+        key, factor = metric.key, metric.factor
         points = [(amount_planted(r)[amount], factor * r[key]) for r in records if r.get(key) is not None]
         ax.plot(*zip(*points), "o", color=POISON, alpha=0.5, markersize=5)
         places = sorted({x for x, _ in points})

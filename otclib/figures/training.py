@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from otclib import metrics
 from otclib.defenses import look
 from otclib.figures.style import CLEAN, NEUTRAL, POISON, clean_axes
 
@@ -21,9 +22,8 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]], loss: bool = False) -
     lines = [line for log in logs.values() for line in log]
     targets = max((line["targets"] for line in lines if "targets" in line), default=0)
     panels = [
-        ("zero_shot_top1", "zero-shot accuracy", "%", 100, 100),
-        ("attack_success_rate", "backdoor success (ASR)", "%", 100, 100),
-        ("targets_hit", "targeted images hit", f"of {targets}", 1, targets),
+        (m.key, m.label, m.unit or f"of {targets}", m.factor, targets if m.key == "targets_hit" else m.factor)
+        for m in map(metrics.of, ("zero_shot_top1", "attack_success_rate", "targets_hit"))
     ]
     panels = [panel for panel in panels if any(line.get(panel[0]) is not None for line in lines)]
     if loss or not panels:

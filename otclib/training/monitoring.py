@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from otclib import data
+from otclib import data, metrics
 from otclib.defenses.base import LEFT_OUT
 
 
@@ -21,12 +21,7 @@ def spoken(defense: str, line: dict, epochs: int) -> str:
     """Return one epoch's log as one line of text."""
     words = [f"{defense} epoch {line['epoch']}/{epochs}", f"{line['seconds']:.0f} s"]
     words += [f"{k.removeprefix('loss/')} {v:.2f}" for k, v in line.items() if k.startswith("loss/")]
-    for key, label in (("zero_shot_top1", "zero-shot"), ("attack_success_rate", "ASR"), ("poison_kept", "poison kept")):
-        if line.get(key) is not None:
-            words.append(f"{label} {100 * line[key]:.1f} %")
-    if "targets_hit" in line:
-        words.append(f"targets {line['targets_hit']}/{line['targets']}")
-    return "  ".join(words)
+    return "  ".join(words + metrics.spoken(line))
 
 
 class Captions:
