@@ -131,7 +131,7 @@ def ablation(records: Sequence[Mapping]) -> Figure:
     """Draw OTCCLIP with one part missing at a time: accuracy, backdoor, targets, grounding; a dot per seed."""
     variants = list(dict.fromkeys(r["variant"] for r in records))
     most = {"zero_shot_top1": 100, "attack_success_rate": 100, "targets_hit": 16, "plan_mass_ratio/names": 4}
-    panels = [(m.key, textwrap.fill(m.title, 24), m.factor, most[m.key]) for m in map(metrics.of, most)]
+    panels = [(m.key, textwrap.fill(m.title, 28), m.factor, most[m.key]) for m in map(metrics.of, most)]
     fig, axes = plt.subplots(1, 4, figsize=(11, 0.55 + 0.38 * len(variants)), sharey=True, layout="constrained")
     for ax, (key, title, factor, top) in zip(axes, panels):
         for y, variant in enumerate(variants):
