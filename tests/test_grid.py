@@ -219,7 +219,7 @@ def test_every_run_of_a_batch_and_a_table_once(snakemake, tmp_path):
     assert json.loads((runs / "clip" / "metrics.json").read_text())["poison_auroc"] is not None
     assert json.loads((runs / "cleanclip" / "metrics.json").read_text())["poison_auroc"] is None  # trained without
     table = (runs.parent / "table.md").read_text()
-    assert "| clip |" in table.replace("  ", "") and "cleanclip" in table and "| backdoor ASR, %" in table
+    assert "| | clip | cleanclip |" in table and "| backdoor success (ASR), % |" in table
     again = snakemake(batch)
     assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
 

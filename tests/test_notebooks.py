@@ -104,7 +104,7 @@ def test_the_whole_story_fast(tmp_path):
     command = [sys.executable, "-m", "otclib.experiments.demo", "--out", str(tmp_path / "demo"), "--fast"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=demo.NOTEBOOKS.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "| zero-shot top-1, % |" in done.stdout
+    assert "| zero-shot accuracy, % |" in done.stdout
     for name in ("clip", "otcclip"):
         assert "attack_success_rate" in json.loads((tmp_path / "demo-fast" / name / "metrics.json").read_text())
     for name in demo.STORY:
