@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from safetensors.torch import load_file
 
 import otclib
@@ -12,7 +13,7 @@ from otclib import defenses, models, optim, training
 from otclib.defenses.otcclip import OTCClip
 from otclib.runs import config_of, log_of
 from otclib.training import loop, side_by_side
-from otclib.training.monitoring import Captions
+from otclib.training.monitoring import Captions, spoken
 
 
 def test_run_folder(runs, poisoned):
@@ -356,3 +357,40 @@ def test_a_run_says_which_code_made_it(runs, tmp_path, monkeypatch, poisoned, ca
     now = config_of(run)
     assert now["code"]["commit"] == "abc" and now["resumed_with"] == found["code"]
     assert "begun with" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_pairs_of_its_batch(pairs, tmp_path, monkeypatch, unevaluated):
+    few, real = pairs.select(range(64)), defenses.DEFENSES["clip"].loss
+
+    def spoilt(method, trainer, batch):
+        parts = real(method, trainer, batch)
+        return {name: part * float("nan") for name, part in parts.items()} if trainer.epoch == 1 else parts
+
+    monkeypatch.setattr(defenses.DEFENSES["clip"], "loss", spoilt)
+    how = {"defense": "clip", "out": tmp_path / "run", "epochs": 3, "batch_size": 32, "progress": False}
+    with pytest.raises(FloatingPointError, match="not finite in epoch 2, step 1: contrastive nan") as caught:
+        otclib.train(few, **how)
+    assert "the last good checkpoint is that of epoch 1" in str(caught.value)
+    assert sum(id in str(caught.value).split(" are ")[1].split(", ") for id in few["id"]) == 32
+    assert len(log_of(tmp_path / "run")) == 1
+    monkeypatch.setattr(defenses.DEFENSES["clip"], "loss", real)
+    assert len(log_of(otclib.train(few, **how))) == 3, "it goes on from that checkpoint"
+
+
+def test_a_run_folder_in_use_is_refused(pairs, tmp_path, unevaluated):
+    out = tmp_path / "run"
+    out.mkdir()
+    lock = FileLock(out / ".lock")
+    how = {"defense": "clip", "out": out, "epochs": 1, "progress": False}
+    with lock, pytest.raises(ValueError, match="run is in use: another process trains there"):
+        otclib.train(pairs.select(range(64)), **how)
+    otclib.train(pairs.select(range(64)), **how)
+    assert not (out / ".lock").exists()
+
+
+def test_a_collapsed_matching_is_logged_and_said(poisoned):
+    table, manifest = poisoned
+    few = torch.arange(len(table)) % 9
+    line = Captions(table, manifest).look(few)
+    assert line["collapsed"] == 1 and "COLLAPSED" in spoken("otcclip", {"epoch": 1, "seconds": 1.0, **line}, 2)
+    assert "collapsed" not in Captions(table, manifest).look(torch.arange(len(table)))

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from filelock import FileLock, Timeout
 
 from otclib import defenses
 from otclib.defenses.base import LEFT_OUT, Defense
 from otclib.runs import write_table
 from otclib.training.trainer import Trainer
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep every other process from writing to a run folder, as long as this block or this process lives.
+
+    Raises
+    ------
+    ValueError : another process trains there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{out} is in use: another process trains there") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (out / ".lock").unlink(missing_ok=True)
 
 
 def writable(out: Path) -> Path:

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from otclib import defenses, evaluation, models
-from otclib.defenses.base import LEFT_OUT, Defense
+from otclib.defenses.base import LEFT_OUT, Batch, Defense
 from otclib.runs import code, config_of, fingerprint, log_of, machine, write_json, write_table
-from otclib.training.checkpoint import resume, save, writable, write_pairs
+from otclib.training.checkpoint import alone, resume, save, writable, write_pairs
 from otclib.training.monitoring import Captions, spoken, watched
 from otclib.training.precision import CHOICES, choose
 from otclib.training.trainer import Trainer
@@ -91,7 +92,8 @@ def train(
         before anything is written.
     FileNotFoundError : ``clean`` is not a finished run; raised before anything is written.
     NotImplementedError : more than one process was launched.
-    RuntimeError, FloatingPointError : the defence left fewer than 2 pairs to train on; the loss is not finite.
+    RuntimeError : the defence left fewer than 2 pairs to train on.
+    FloatingPointError : the loss is not finite. The message names the pairs of the batch.
     """
     if epochs is not None:
         options["epochs"] = epochs
@@ -130,39 +132,38 @@ def train(
     config["precision"], measured = choose(config["precision"], network)
     if measured and progress:
         print(f"{out.name}  {measured}", flush=True)
-    _write_config(out, config, found, measured, clean)
-    if manifest is not None:
-        write_table(out / "manifest.parquet", manifest)
+    with alone(out):
+        _write_config(out, config, found, measured, clean)
+        if manifest is not None:
+            write_table(out / "manifest.parquet", manifest)
+        how: dict[str, Any] = {key: config[key] for key in ("seed", "lr", "weight_decay", "precision")}
+        how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
+        trainer = Trainer(pairs, network, tokenizer, accelerator, **how)
+        method.begin(trainer)
+        watch = evaluation.default_watch(config) if watch is None else watch
+        watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
+        captions = Captions(pairs, manifest)
+        log = resume(out, trainer, method)
+        visible = progress and watched(live)
+        while trainer.epoch < method.epochs:
+            line = _epoch(trainer, method, accelerator, config, name=out.name, visible=visible, tick=tick)
+            line |= captions.look(trainer.caption_of) | watcher.look()
+            if progress:
+                print(spoken(defense, line, method.epochs), flush=True)
+            log.append(line)
+            trainer.epoch += 1
+            if snapshots:
+                (out / "epochs").mkdir(exist_ok=True)
+                file = out / "epochs" / f"{trainer.epoch:02d}.safetensors"
+                models.save(network, file, models.name_of(model), torch.float16)
+            save(out, trainer, method, log)
+            if live is not None:
+                live({out.name: log})
 
-    how: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "precision": config["precision"]}
-    how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
-    trainer = Trainer(pairs, network, tokenizer, accelerator, seed=seed, **how)
-    method.begin(trainer)
-    captions = Captions(pairs, manifest)
-    watcher = evaluation.Watcher(
-        network, tokenizer, manifest, evaluation.default_watch(config) if watch is None else watch
-    )
-    log = resume(out, trainer, method)
-    visible = progress and watched(live)
-    while trainer.epoch < method.epochs:
-        line = _epoch(trainer, method, accelerator, config, name=out.name, visible=visible, tick=tick)
-        line |= captions.look(trainer.caption_of) | watcher.look()
-        if progress:
-            print(spoken(defense, line, method.epochs), flush=True)
-        log.append(line)
-        trainer.epoch += 1
-        if snapshots:
-            (out / "epochs").mkdir(exist_ok=True)
-            file = out / "epochs" / f"{trainer.epoch:02d}.safetensors"
-            models.save(network, file, models.name_of(model), torch.float16)
-        save(out, trainer, method, log)
-        if live is not None:
-            live({out.name: log})
-
-    write_pairs(out, trainer, method)
-    method.finish(trainer, out)
-    models.save(network, out / "model.safetensors", models.name_of(model))
-    return _finished(out, clean)
+        write_pairs(out, trainer, method)
+        method.finish(trainer, out)
+        models.save(network, out / "model.safetensors", models.name_of(model))
+        return _finished(out, clean)
 
 
 def _epoch(
@@ -193,7 +194,7 @@ def _epoch(
         parts = method.loss(trainer, batch)
         loss = functools.reduce(operator.add, parts.values())
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {float(loss)} in epoch {trainer.epoch + 1}: {parts}")
+            raise FloatingPointError(_not_finite(trainer, batch, parts, count))
         for opt in trainer.optimizers:
             opt.zero_grad()
         accelerator.backward(loss)
@@ -210,6 +211,17 @@ def _epoch(
     if accelerator.device.type == "cpu":
         line["core_seconds"] = time.process_time() - core  # does not depend on the machine's other work
     return line
+
+
+def _not_finite(trainer: Trainer, batch: Batch, parts: dict[str, Tensor], step: int) -> str:
+    """Return what is known of a step whose loss is not finite: its parts, its pairs, and where the run goes on."""
+    values = ", ".join(f"{name} {float(value):.3g}" for name, value in parts.items())
+    ids = ", ".join(trainer.pairs.select(batch.row.tolist())["id"])
+    good = f"that of epoch {trainer.epoch}" if trainer.epoch else "none yet"
+    return (
+        f"the loss is not finite in epoch {trainer.epoch + 1}, step {step + 1}: {values}; the last good checkpoint is "
+        f"{good}; the pairs of the batch are {ids}"
+    )
 
 
 def _refuse(

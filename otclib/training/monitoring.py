@@ -11,6 +11,8 @@ from torch import Tensor
 from otclib import data, metrics
 from otclib.defenses.base import LEFT_OUT
 
+COLLAPSED = 0.1  # so few different captions over images: every caption is given to ten images or more
+
 
 def watched(live: object) -> bool:
     """Return whether to show a progress bar."""
@@ -21,7 +23,8 @@ def spoken(defense: str, line: dict, epochs: int) -> str:
     """Return one epoch's log as one line of text."""
     words = [f"{defense} epoch {line['epoch']}/{epochs}", f"{line['seconds']:.0f} s"]
     words += [f"{k.removeprefix('loss/')} {v:.2f}" for k, v in line.items() if k.startswith("loss/")]
-    return "  ".join(words + metrics.spoken(line))
+    words += metrics.spoken(line)
+    return "  ".join(words + (["COLLAPSED: a few captions are given to most images"] if line.get("collapsed") else []))
 
 
 class Captions:
@@ -32,6 +35,7 @@ class Captions:
     - ``distinct_captions``: different captions over images in training.
     - ``clean_kept``, ``poison_kept``: share that is trained with its own caption.
     - ``clean_left_out``, ``poison_left_out``: share that is left out.
+    - ``collapsed`` (if it is so): so few different captions are in use that most images share one, see ``COLLAPSED``.
     """
 
     def __init__(self, pairs: Dataset, manifest: Dataset | None):
@@ -53,6 +57,7 @@ class Captions:
         def share(of: Tensor, rows: Tensor) -> float | None:
             return float(of[rows].float().mean()) if bool(rows.any()) else None
 
+        distinct = len(caption_of[used].unique()) / int(used.sum())
         return {
             "clean_named": named(~self.poison),
             "poison_named": named(self.poison),
@@ -61,5 +66,5 @@ class Captions:
             "poison_kept": share(own, self.poison),
             "clean_left_out": share(~used, ~self.poison),
             "poison_left_out": share(~used, self.poison),
-            "distinct_captions": len(caption_of[used].unique()) / int(used.sum()),
-        }
+            "distinct_captions": distinct,
+        } | ({"collapsed": 1} if distinct < COLLAPSED else {})
