@@ -32,6 +32,16 @@ autodoc_inherit_docstrings = False
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", as_written)
     app.connect("builder-inited", check_links)
+    app.connect("source-read", name_the_rest)
+
+
+def name_the_rest(app, docname: str, source: list[str]) -> None:
+    """Give every attack, defence and reader that its page does not name a section there: a new one is one file."""
+    folder = {"api/attacks": "attacks", "api/defenses": "defenses", "api/data": "data/readers"}.get(docname)
+    for file in sorted((BOOK.parent / "otclib" / folder).glob("[a-z]*.py")) if folder else ():
+        name = f"otclib.{folder.replace('/', '.')}.{file.stem}"
+        if f"automodule:: {name}\n" not in source[0]:
+            source[0] += f"\n## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
 
 
 def check_links(app) -> None:

