@@ -1,6 +1,7 @@
 """The loop and the run folder: what is written, what is resumed, what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -394,3 +395,17 @@ def test_a_collapsed_matching_is_logged_and_said(poisoned):
     line = Captions(table, manifest).look(few)
     assert line["collapsed"] == 1 and "COLLAPSED" in spoken("otcclip", {"epoch": 1, "seconds": 1.0, **line}, 2)
     assert "collapsed" not in Captions(table, manifest).look(torch.arange(len(table)))
+
+
+def test_a_run_of_before_is_read_under_the_names_of_its_day(runs, poisoned, tmp_path):
+    """OTCCLIP's ``keep`` and ``own`` are now called ``near_share`` and ``keep_near``."""
+    table, manifest = poisoned
+    old = shutil.copytree(runs["otcclip"], tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    today = dict(config["options"])
+    config["options"]["keep"] = config["options"].pop("near_share")
+    config["options"]["own"] = config["options"].pop("keep_near")
+    (old / "config.json").write_text(json.dumps(config))
+    assert config_of(old)["options"] == today
+    same = {"manifest": manifest, "defense": "otcclip", "seed": config["seed"], "precision": config["precision"]}
+    assert otclib.train(table, out=old, batch_size=config["batch_size"], lr=config["lr"], **same, **today) == old

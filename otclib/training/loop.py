@@ -215,7 +215,7 @@ def _epoch(
 
 def _not_finite(trainer: Trainer, batch: Batch, parts: dict[str, Tensor], step: int) -> str:
     """Return what is known of a step whose loss is not finite: its parts, its pairs, and where the run goes on."""
-    values = ", ".join(f"{name} {float(value):.3g}" for name, value in parts.items())
+    values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in parts.items())
     ids = ", ".join(trainer.pairs.select(batch.row.tolist())["id"])
     good = f"that of epoch {trainer.epoch}" if trainer.epoch else "none yet"
     return (
