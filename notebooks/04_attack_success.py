@@ -70,7 +70,8 @@ if targets:
 # %% [markdown]
 # Here is one planted pair, as both models read it: the captions of a pool that are nearest to its image. The undefended
 # model has learned the attacker's class. The defended model finds captions of what the image shows, and the planted
-# caption is far down the list.
+# caption is far down the list. We chose this pair because its object is easy to see. Of ten planted pairs of this seed,
+# the planted caption was number 1 to 12 on the undefended model and number 13 to 384 on the defended one.
 
 # %%
 explorer = Explorer(runs, poisoned, manifest=manifest)

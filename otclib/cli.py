@@ -22,6 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+Name = Annotated[str, typer.Option(help="A data set by name, see otclib.data.")]
+Root = Annotated[Path | None, typer.Option(help="Where a copy of the data set lies.")]
+DataOptions = Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")]
+Size = Annotated[int | None, typer.Option(help="Number of pairs; default all.")]
 Attacks = Annotated[
     list[str], typer.Option("--attack", help="What is planted, one after the other; repeat it. 'none': nothing is.")
 ]
@@ -66,10 +70,10 @@ def _planted(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run is resumed.")],
-    dataset: Annotated[str, typer.Option(help="A data set by name, see otclib.data.")] = "scenes",
-    root: Annotated[Path | None, typer.Option(help="Where a copy of the data set lies.")] = None,
-    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
-    size: Annotated[int | None, typer.Option(help="Number of pairs; default all.")] = None,
+    dataset: Name = "scenes",
+    root: Root = None,
+    data_options: DataOptions = "{}",
+    size: Size = None,
     attack: Attacks = ["targeted", "badnets"],  # noqa: B006
     defense: Annotated[str, typer.Option(help="A defence by name, see otclib.defenses.")] = "otcclip",
     model: Annotated[str, typer.Option(help="'small', an open_clip name, or a weights file.")] = "small",
@@ -105,9 +109,9 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     dataset: Annotated[str | None, typer.Option(help="Labelled test images; default the run's own scenes.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where a copy of that data set lies.")] = None,
+    root: Root = None,
     split: Annotated[str, typer.Option(help="Of that data set.")] = "test",
-    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
+    data_options: DataOptions = "{}",
     clean: Annotated[Path | None, typer.Option(help="A finished run without poison, to compare with.")] = None,
 ) -> None:
     """Evaluate a finished run anew; writes its metrics.json and prints it."""
@@ -122,10 +126,10 @@ def evaluate(
 @app.command()
 def poison(
     out: Annotated[Path, typer.Option(help="Folder for the poisoned table and its manifest; must not exist.")],
-    dataset: Annotated[str, typer.Option(help="A data set by name, see otclib.data.")] = "scenes",
-    root: Annotated[Path | None, typer.Option(help="Where a copy of the data set lies.")] = None,
-    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
-    size: Annotated[int | None, typer.Option(help="Number of pairs; default all.")] = None,
+    dataset: Name = "scenes",
+    root: Root = None,
+    data_options: DataOptions = "{}",
+    size: Size = None,
     attack: Attacks = ["targeted", "badnets"],  # noqa: B006
     seed: int = 0,
 ) -> None:
@@ -159,8 +163,8 @@ def explore(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or weights that models.load takes.")],
     out: Annotated[Path, typer.Option(help="The page that is written.")] = Path("plans.html"),
     dataset: Annotated[str, typer.Option(help="The pairs that are shown beside the planted ones.")] = "scenes",
-    root: Annotated[Path | None, typer.Option(help="Where a copy of that data set lies.")] = None,
-    data_options: Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")] = "{}",
+    root: Root = None,
+    data_options: DataOptions = "{}",
     seed: int = 0,
 ) -> None:
     """Write the transport plans of some pairs as one page with sliders, which needs no kernel and no network."""
