@@ -1,4 +1,6 @@
-"""The optimiser of every run: Muon for the matrices, Adam for the rest, and the schedule of their learning rate.
+"""The optimisers of a run, ``muon`` or the papers' ``adamw``, and the schedule of their learning rate.
+
+``muon``, the default, is Muon for the matrices and Adam for the rest.
 
 Muon (Jordan et al., 2024) makes the update of a matrix orthogonal, so rare directions are learned as fast as frequent
 ones. On the embedded scenes it reached in two epochs what AdamW reached in five. Libraries run its Newton-Schulz
@@ -70,13 +72,37 @@ class Muon(torch.optim.Optimizer):
                 p.add_(step, alpha=-group["lr"] * scale)
 
 
-def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices, and Adam at a quarter of its rate for embeddings, norms, biases, the logit scale.
+def optimizers(
+    model: nn.Module, lr: float, weight_decay: float, kind: str = "muon", betas: tuple[float, float] | None = None
+) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a model's parameters. Each group's ``share`` is its part of the learning rate.
+
+    Parameters
+    ----------
+    kind : ``muon``: Muon for the matrices, and Adam at a quarter of its rate for embeddings, norms, biases and the
+        logit scale. ``adamw``: AdamW for everything, as in the published codes (``adamw``).
+    betas : Adam's. Default (0.9, 0.98) beside Muon, and (0.9, 0.999) of ``adamw``, as published.
+
+    Raises
+    ------
+    ValueError : an unknown kind, or betas outside [0, 1).
+    """
+    if kind not in KINDS:
+        raise ValueError(f"optimizer is one of {', '.join(KINDS)}, got {kind!r}")
+    if betas is not None and not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+        raise ValueError(f"betas are two numbers in [0, 1), got {betas}")
+    return KINDS[kind](model, lr, weight_decay, tuple(betas) if betas is not None else None)
+
+
+def _muon(
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] | None
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices, and Adam for the rest.
 
     In a table of words only the rows of the batch's words have a gradient, and only these are updated (SparseAdam,
     without weight decay). Updating all of CLIP's 49,408 words would cost more than the rest of a small text tower.
-    Each group's ``share`` is its part of the learning rate.
     """
+    betas = betas or BETAS
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     for table in tables:
         table.sparse = True
@@ -88,12 +114,36 @@ def optimizers(model: nn.Module, lr: float, weight_decay: float) -> list[torch.o
     rest = [{"params": positions, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     out: list[torch.optim.Optimizer] = [Muon([{"params": matrices, "share": 1.0}], lr=lr, weight_decay=weight_decay)]
     if words:
-        out.append(torch.optim.SparseAdam([{"params": words, "share": 0.25}], lr=lr, betas=BETAS))
-    out.append(torch.optim.AdamW([group | {"share": 0.25} for group in rest], lr=lr, betas=BETAS, fused=True))
+        out.append(torch.optim.SparseAdam([{"params": words, "share": 0.25}], lr=lr, betas=betas))
+    out.append(torch.optim.AdamW([group | {"share": 0.25} for group in rest], lr=lr, betas=betas, fused=True))
     return out
 
 
-def one_cycle(progress: float, warm: float = 0.05) -> float:
+def _adamw(
+    model: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] | None
+) -> list[torch.optim.Optimizer]:
+    """Return AdamW as the RoCLIP, SafeCLIP and CleanCLIP codes have it: eps 1e-8, and no decay of norms and biases.
+
+    These codes find norms and biases by ``bn``, ``ln``, ``bias`` or ``logit_scale`` in a parameter's name. Here they
+    are the parameters with fewer than two axes. In RN50 these are the same, and the norms of the shortcuts besides.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim >= 2]
+    rest = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": decayed, "share": 1.0, "weight_decay": weight_decay},
+        {"params": rest, "share": 1.0, "weight_decay": 0.0},
+    ]
+    return [torch.optim.AdamW(groups, lr=lr, betas=betas or (0.9, 0.999), fused=True)]
+
+
+KINDS = {"muon": _muon, "adamw": _adamw}
+
+
+WARM = 0.05  # of the training is the warm-up of the learning rate
+
+
+def one_cycle(progress: float, warm: float = WARM) -> float:
     """Return the share of the peak learning rate: linear warm-up over the first ``warm``, then half a cosine to zero.
 
     ``progress`` : share of the training that is over, in [0, 1].

@@ -66,3 +66,27 @@ def test_measuring_leaves_the_model_alone(small):
     seconds = precision.measure(small[0], batch_size=2, repeats=1)
     assert set(seconds) == {"fp32", "bf16"} and min(seconds.values()) > 0
     assert all(torch.equal(v, before[k]) for k, v in small[0].state_dict().items())
+
+
+def test_adamw_is_that_of_the_published_codes(loaded):
+    """Its groups are those that names make there, and its step is torch's."""
+    model = loaded[0]
+    (adamw,) = optim.optimizers(model, 1e-3, 0.1, "adamw")
+    assert {g["betas"] for g in adamw.param_groups} == {(0.9, 0.999)} and {g["eps"] for g in adamw.param_groups} == {1e-8}
+    rn50 = otclib.models.load("RN50", random=True)[0]
+    decayed, rest = (g["params"] for g in optim.optimizers(rn50, 1e-3, 0.1, "adamw")[0].param_groups)
+    excluded = {id(p) for p in rest}
+    by_name = {
+        name for name, _ in rn50.named_parameters() if any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+    }
+    named = {name for name, p in rn50.named_parameters() if id(p) in excluded}
+    # the norms of the shortcuts are called downsample.1 there, so the published codes decay these alone
+    assert by_name <= named and all(".downsample.1.weight" in name for name in named - by_name)
+    assert len(decayed) + len(rest) == len(list(rn50.parameters()))
+
+
+def test_unknown_optimizers_and_betas_are_refused(small):
+    with pytest.raises(ValueError, match="optimizer is one of muon, adamw, got 'sgd'"):
+        optim.optimizers(small[0], 1e-3, 0.1, "sgd")
+    with pytest.raises(ValueError, match=r"betas are two numbers in \[0, 1\), got \(0.9, 1.0\)"):
+        optim.optimizers(small[0], 1e-3, 0.1, "adamw", (0.9, 1.0))

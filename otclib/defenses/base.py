@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from otclib.models import Features
-from otclib.optim import one_cycle
 
 LEFT_OUT = -1  # in ``caption_of``: the image is left out; it stays in the batches as a negative, with its own caption
 Augment = Callable[[Tensor, int], Tensor]  # uint8 images [B, 3, H, W], side in pixels -> one view of each, in [0, 1]
@@ -60,6 +59,8 @@ class Training(Protocol):
     @property
     def scale(self) -> Tensor: ...  # the inverse temperature of the contrastive loss
 
+    def schedule(self, through: float) -> float: ...  # share of the peak learning rate
+
     def normalize(self, images: Tensor) -> Tensor: ...
 
     def view(
@@ -100,7 +101,7 @@ class Defense:
 
     def learning_rate(self, training: Training, through: float) -> float:
         """Return the share of the peak learning rate when the share ``through`` of the training is over."""
-        return one_cycle(through)
+        return training.schedule(through)
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         """Return the parts of the loss of a batch; their sum is minimised."""

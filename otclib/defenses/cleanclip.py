@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from otclib import losses
 from otclib.defenses.base import Batch, Defense, Look, Training
 from otclib.defenses.views import auto_augmented
-from otclib.optim import one_cycle
 
 
 @dataclass
@@ -61,7 +60,7 @@ class CleanCLIP(Defense):
         self.view = auto_augmented()
 
     def learning_rate(self, training: Training, through: float) -> float:
-        return one_cycle(through + self.legacy / self.epochs)
+        return training.schedule(through + self.legacy / self.epochs)
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         image, text = training.towers(training.normalize(batch.images), batch.text)

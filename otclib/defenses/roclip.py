@@ -25,7 +25,6 @@ from otclib import losses
 from otclib.defenses.bank import Bank
 from otclib.defenses.base import Batch, Defense, Look, Training
 from otclib.defenses.views import published_view
-from otclib.optim import one_cycle
 
 
 @dataclass
@@ -70,7 +69,7 @@ class RoCLIP(Defense):
         return {"matched": int(self.matches(training.epoch))}
 
     def learning_rate(self, training: Training, through: float) -> float:
-        return one_cycle(through + self.legacy / self.epochs)
+        return training.schedule(through + self.legacy / self.epochs)
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         words = losses.drop_words(batch.text, self.drop, training.rng)

@@ -29,7 +29,6 @@ from otclib.defenses.bank import Bank
 from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.views import published_view
 from otclib.models import Features
-from otclib.optim import one_cycle
 
 
 @dataclass
@@ -99,7 +98,7 @@ class SafeCLIP(Defense):
     def learning_rate(self, training: Training, through: float) -> float:
         if self.warmup <= training.epoch < self.warmup + self.slow_epochs:
             return self.slow
-        return one_cycle(through + self.legacy / self.epochs)
+        return training.schedule(through + self.legacy / self.epochs)
 
     def passes(self, training: Training, rows: Tensor) -> list[Tensor]:
         """Return the risky pairs first, for the unimodal loss, and then the safe ones."""

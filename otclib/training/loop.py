@@ -26,11 +26,15 @@ from tqdm.auto import tqdm
 
 from otclib import defenses, evaluation, models
 from otclib.defenses.base import LEFT_OUT, Batch, Defense
+from otclib.optim import KINDS
 from otclib.runs import code, config_of, fingerprint, log_of, machine, write_json, write_table
 from otclib.training.checkpoint import alone, resume, save, writable, write_pairs
 from otclib.training.monitoring import Captions, spoken, watched
 from otclib.training.precision import CHOICES, choose
 from otclib.training.trainer import Trainer
+
+
+NEWER = {"optimizer": "muon", "betas": None, "warmup_steps": None}  # what older configurations do not say
 
 
 def train(
@@ -46,6 +50,9 @@ def train(
     batch_size: int = 64,
     lr: float | None = None,
     weight_decay: float = 0.1,
+    optimizer: str = "muon",
+    betas: tuple[float, float] | None = None,
+    warmup_steps: int | None = None,
     precision: str = "auto",
     # what is watched
     watch: Dataset | None = None,
@@ -70,7 +77,10 @@ def train(
     defense : by name. ``options`` are the defence's own fields.
     out : the run folder. An unfinished run is resumed, a finished one is returned, and one of another configuration is
         an error.
-    epochs, lr : default the defence's own. ``batch_size`` : pairs per step; ``weight_decay`` : AdamW's.
+    epochs, lr : default the defence's own; ``lr`` is the peak of Muon, and AdamW alone has a quarter of that default.
+    batch_size : pairs per step; ``weight_decay`` : of the matrices.
+    optimizer, betas : see ``optim.optimizers``: ``muon``, or ``adamw`` as in the published codes.
+    warmup_steps : in which the learning rate rises to its peak. Default: 5 % of the training's.
     seed : of weights, batches, views and pools.
     model : an open_clip name, to begin from random weights; or weights to go on from, see ``models.load`` (CleanCLIP
         fine-tunes a finished run, so it needs weights).
@@ -98,8 +108,8 @@ def train(
     if epochs is not None:
         options["epochs"] = epochs
     method = defenses.load(defense, **options)
-    lr = method.LR if lr is None else lr
-    _refuse(pairs, defense, method, model, batch_size, lr, precision, clean)
+    lr = (method.LR if optimizer == "muon" else method.LR / 4) if lr is None else lr
+    _refuse(pairs, defense, method, model, batch_size, lr, optimizer, warmup_steps, precision, clean)
     out = writable(Path(out))
     config: dict[str, Any] = {
         "defense": defense,
@@ -109,6 +119,9 @@ def train(
         "batch_size": min(batch_size, len(pairs)),
         "lr": lr,
         "weight_decay": weight_decay,
+        "optimizer": optimizer,
+        "betas": list(betas) if betas is not None else None,
+        "warmup_steps": warmup_steps,
         "precision": precision,
         "pairs": len(pairs),
         "fingerprint": fingerprint(pairs),
@@ -137,6 +150,9 @@ def train(
         if manifest is not None:
             write_table(out / "manifest.parquet", manifest)
         how: dict[str, Any] = {key: config[key] for key in ("seed", "lr", "weight_decay", "precision")}
+        how |= {key: config[key] for key in ("optimizer", "betas")}
+        if warmup_steps is not None:
+            how["warm"] = warmup_steps / (method.epochs * max(1, len(pairs) // config["batch_size"]))
         how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
         trainer = Trainer(pairs, network, tokenizer, accelerator, **how)
         method.begin(trainer)
@@ -231,6 +247,8 @@ def _refuse(
     model: str | Path,
     batch_size: int,
     lr: float,
+    optimizer: str,
+    warmup_steps: int | None,
     precision: str,
     clean: str | Path | None,
 ) -> None:
@@ -245,6 +263,10 @@ def _refuse(
         raise ValueError(f"precision is one of {', '.join(CHOICES)}, got {precision!r}")
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
+    if optimizer not in KINDS:
+        raise ValueError(f"optimizer is one of {', '.join(KINDS)}, got {optimizer!r}")
+    if warmup_steps is not None and warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
     if method.REPAIRS and not models.has_weights(model):
         raise ValueError(f"{defense} goes on from a trained model: model must be its weights file, got {str(model)!r}")
     if clean is not None and not (Path(clean) / "model.safetensors").exists():
@@ -260,7 +282,7 @@ def _found(out: Path, config: dict) -> dict:
     """
     if not (out / "config.json").exists():
         return {}
-    found = config_of(out)
+    found = NEWER | config_of(out)
     if config["precision"] == "auto":
         config["precision"] = found["precision"]
     if differing := [k for k in config if found.get(k) != config[k]]:

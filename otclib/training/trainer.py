@@ -15,7 +15,7 @@ from otclib import data, models
 from otclib.defenses import views
 from otclib.defenses.base import LEFT_OUT, Augment, Batch
 from otclib.models import Features
-from otclib.optim import optimizers
+from otclib.optim import WARM, one_cycle, optimizers
 
 # images begin at this share of their side, and have their full side from this share of the training on
 SMALL, GROWN = 0.75, 1 / 3
@@ -52,6 +52,9 @@ class Trainer:
         seed: int = 0,
         lr: float = 4e-3,
         weight_decay: float = 0.1,
+        optimizer: str = "muon",
+        betas: tuple[float, float] | None = None,
+        warm: float = WARM,
         precision: str = "fp32",
         grow: bool = False,
     ):
@@ -62,7 +65,8 @@ class Trainer:
         self.caption_of = torch.arange(len(pairs))  # the row whose caption each image is trained with
         self.rng = torch.Generator().manual_seed(seed)
         self.epoch = 0
-        self.optimizers = optimizers(model, lr, weight_decay)
+        self.optimizers = optimizers(model, lr, weight_decay, optimizer, betas)
+        self.warm = warm  # share of the training in which the learning rate rises
         self.initial = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         self.started = 0  # the epoch in which the weights began
         full = models.image_size(model)
@@ -85,6 +89,10 @@ class Trainer:
         through = (self.epoch + done - self.started) / (epochs - self.started)
         self.size = self.sides[through >= GROWN]
         return through
+
+    def schedule(self, through: float) -> float:
+        """Return the share of the peak learning rate when the share ``through`` of the training is over."""
+        return one_cycle(through, self.warm)
 
     def set_learning_rate(self, rate: float) -> None:
         """Give Muon this learning rate, and the other optimisers their share of it."""
