@@ -72,7 +72,9 @@ def test_adamw_is_that_of_the_published_codes(loaded):
     """Its groups are those that names make there, and its step is torch's."""
     model = loaded[0]
     (adamw,) = optim.optimizers(model, 1e-3, 0.1, "adamw")
-    assert {g["betas"] for g in adamw.param_groups} == {(0.9, 0.999)} and {g["eps"] for g in adamw.param_groups} == {1e-8}
+    assert {g["betas"] for g in adamw.param_groups} == {(0.9, 0.999)} and {g["eps"] for g in adamw.param_groups} == {
+        1e-8
+    }
     rn50 = otclib.models.load("RN50", random=True)[0]
     decayed, rest = (g["params"] for g in optim.optimizers(rn50, 1e-3, 0.1, "adamw")[0].param_groups)
     excluded = {id(p) for p in rest}

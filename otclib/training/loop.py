@@ -33,7 +33,6 @@ from otclib.training.monitoring import Captions, spoken, watched
 from otclib.training.precision import CHOICES, choose
 from otclib.training.trainer import Trainer
 
-
 NEWER = {"optimizer": "muon", "betas": None, "warmup_steps": None}  # what older configurations do not say
 
 
