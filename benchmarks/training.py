@@ -62,13 +62,13 @@ def trainer_of(defense: str, pairs, batch_size: int) -> tuple[training.Trainer, 
 def split_of_a_step(pairs, batch_size: int, steps: int = 20) -> dict:
     """Milliseconds of a plain CLIP step by kind of operation: self times of one thread under the profiler."""
     trainer, method = trainer_of("clip", pairs, batch_size)
-    stream = trainer.batches(batch_size)
+    stream = trainer.batches(trainer.plan(torch.randperm(len(pairs)), batch_size))
 
     def parts() -> None:
         with torch.profiler.record_function("part:rest"):
             batch = next(stream)
         with torch.profiler.record_function("part:views"):
-            seen = trainer.view(batch.images)
+            seen = trainer.view(batch)
         with torch.profiler.record_function("part:towers"):
             image, text = trainer.towers(seen, batch.text)
         with torch.profiler.record_function("part:rest"):
@@ -102,8 +102,8 @@ def split_of_a_step(pairs, batch_size: int, steps: int = 20) -> dict:
 def floor_of_a_step(pairs, batch_size: int) -> dict:
     """FLOPs of the towers for a batch, the rate reached in the tower's own largest convolution, and their quotient."""
     trainer, _ = trainer_of("clip", pairs, batch_size)
-    batch = next(trainer.batches(batch_size))
-    seen = trainer.view(batch.images)
+    batch = next(trainer.batches(trainer.plan(torch.arange(len(pairs)), batch_size)))
+    seen = trainer.view(batch)
     convolutions = {}
 
     def remember(module, inputs, output):
@@ -132,7 +132,7 @@ def floor_of_a_step(pairs, batch_size: int) -> dict:
 def step_of(defense: str, pairs, batch_size: int, steps: int = 25) -> float:
     """Core-milliseconds of a whole step, median."""
     trainer, method = trainer_of(defense, pairs, batch_size)
-    stream, taken = trainer.batches(batch_size), []
+    stream, taken = trainer.batches(trainer.plan(torch.randperm(len(pairs)), batch_size)), []
     for _ in range(steps):
         start = time.process_time()
         loss = sum(method.loss(trainer, next(stream)).values())

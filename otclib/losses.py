@@ -50,6 +50,7 @@ def contrastive(
     same: Tensor | None = None,
     q: float = 0.0,
     positive: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021).
 

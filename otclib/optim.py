@@ -91,7 +91,7 @@ def optimizers(
         raise ValueError(f"optimizer is one of {', '.join(KINDS)}, got {kind!r}")
     if betas is not None and not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
         raise ValueError(f"betas are two numbers in [0, 1), got {betas}")
-    return KINDS[kind](model, lr, weight_decay, tuple(betas) if betas is not None else None)
+    return KINDS[kind](model, lr, weight_decay, None if betas is None else (betas[0], betas[1]))
 
 
 def _muon(

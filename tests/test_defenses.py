@@ -173,13 +173,13 @@ class Stub:
     def __init__(self, epoch):
         self.image, self.text = (torch.nn.Parameter(unit(4, 8, seed=k)) for k in (1, 2))
         self.epoch, self.rng, self.scale = epoch, torch.Generator().manual_seed(0), torch.tensor(5.0)
-        self.pairs, self.device = range(200), torch.device("cpu")
+        self.pairs, self.device, self.bias = range(200), torch.device("cpu"), None
 
     def towers(self, images, text):
         return Pooled(self.image * images[:, :1]), Pooled(self.text)
 
-    def view(self, images, strong=False, augment=None):
-        return 2 * images
+    def view(self, batch, strong=False, augment=None):
+        return 2 * batch.images
 
     def normalize(self, images):
         return images
@@ -233,8 +233,9 @@ def test_risky_pairs_come_first_and_the_slow_phase_is_slow(pairs, small):
     trainer = otclib.training.Trainer(pairs.select(range(100)), small[0], small[2], Accelerator())
     trainer.caption_of[40:] = defenses.LEFT_OUT
     method = defenses.load("safeclip", warmup=2, slow_epochs=3, slow=0.3)
-    trainer.epoch = 5
-    positive = [batch.positive for batch in trainer.batches(16, lambda rows: method.passes(trainer, rows))]
+    trainer.epoch, order = 5, torch.randperm(100)
+    plan = trainer.plan(order, 16, lambda rows: method.passes(trainer, rows))
+    positive = [batch.positive for batch in trainer.batches(plan)]
     assert [bool(p.all()) for p in positive] == [False] * 3 + [True] * 2
     assert all(p.all() or not p.any() for p in positive)
     assert method.learning_rate(trainer, 0.1) > 0.9

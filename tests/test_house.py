@@ -23,7 +23,7 @@ FILES = {
     for file in sorted(PACKAGE.rglob("*.py"))
 }
 LAYERS = (  # a layer imports itself and what stands above it
-    "version processes optim metrics",
+    "version processes optim metrics ranks",
     "runs data",
     "small models",
     "transport losses matching",
@@ -113,7 +113,7 @@ class Shuffle(Defense):
         return {"moved": float(moved.float().mean())}
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        image, text = training.towers(training.view(batch.images), batch.text)
+        image, text = training.towers(training.view(batch), batch.text)
         return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, batch.caption_id)}
 
 

@@ -202,8 +202,8 @@ def test_a_vit_is_trained_on_what_preprocess_shows(pairs):
     table = Dataset.from_dict(columns).cast_column("image", Image())
     trainer = training.Trainer(table, network, tokenizer, Accelerator(cpu=True))
     watcher = evaluation.Watcher(network, tokenizer, None, table)
-    assert torch.equal(trainer.images, watcher.images) and trainer.images.shape == (2, 3, 224, 224)
-    assert torch.allclose(trainer.normalize(trainer.images[0]), preprocess(columns["image"][0]), atol=1e-5)
+    assert torch.equal(trainer.images.held, watcher.images) and trainer.images.shape == (2, 3, 224, 224)
+    assert torch.allclose(trainer.normalize(trainer.images.held[0]), preprocess(columns["image"][0]), atol=1e-5)
 
 
 def test_a_file_keeps_how_images_are_shown(tmp_path):

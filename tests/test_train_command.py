@@ -17,7 +17,15 @@ from otclib.runs import config_of, log_of
 from otclib.training import loop
 
 train_command = importlib.import_module("otclib.train")
-FINISHED = ["config.json", "log.jsonl", "manifest.parquet", "metrics.json", "model.safetensors", "pairs.parquet"]
+FINISHED = [
+    "config.json",
+    "log.jsonl",
+    "manifest.parquet",
+    "metrics.json",
+    "model.safetensors",
+    "pairs.parquet",
+    "tensorboard",
+]
 
 
 @pytest.fixture(scope="module")

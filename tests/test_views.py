@@ -28,7 +28,7 @@ def test_every_image_has_a_draw_of_its_own():
     same = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(8, -1, -1, -1)
     torch.manual_seed(0)
     # some of AutoAugment's draws change nothing
-    ways = {views.WEAK: 8, views.STRONG: 8, views.published_view(32): 8, views.auto_augmented(): 4}
+    ways = {views.WEAK: 8, views.STRONG: 8, views.published_view(32): 8, views.AutoAugmented(): 4}
     for view, least in ways.items():
         seen = view(same, 32)
         assert len(seen.mul(1000).round().unique(dim=0)) >= least
@@ -48,7 +48,8 @@ def test_crops_have_the_area_and_ratio_that_were_asked_for():
     ramp = torch.linspace(0, 255, 200)
     image = torch.stack([ramp.expand(200, 200), ramp[:, None].expand(200, 200), torch.zeros(200, 200)]).to(torch.uint8)
     torch.manual_seed(0)
-    seen = Views(**STILL | {"scale": (0.3, 0.6), "ratio": (0.8, 1.25)}).crops(image.expand(200, 3, 200, 200), 40)
+    view = Views(**STILL | {"scale": (0.3, 0.6), "ratio": (0.8, 1.25)})
+    seen = view.crops(image.expand(200, 3, 200, 200), 40, view.draw(200))
     wide = (seen[:, 0, 0, -1] - seen[:, 0, 0, 0]).abs() * 40 / 39
     high = (seen[:, 1, -1, 0] - seen[:, 1, 0, 0]) * 40 / 39
     area, ratio = wide * high, wide / high
@@ -65,7 +66,7 @@ def test_colours_change_as_torchvision_changes_them(images, option, change, monk
     middle = (images // 4 + 96).to(torch.uint8)
     monkeypatch.setattr(views, "_between", lambda low, high, n: torch.full((n,), float(high)))
     seen = Views(**STILL | {option: 0.3})
-    matrix, offset = seen.colours(middle / 255)
+    matrix, offset = seen.colours(middle / 255, seen.draw(len(middle)))
     found = torch.baddbmm(offset, matrix, (middle / 255).flatten(2)).view(middle.shape)
     assert torch.allclose(found, change(middle / 255, 1.3), atol=4e-3)
 
@@ -74,7 +75,8 @@ def test_a_turned_hue_leaves_greys_and_brightness_alone():
     torch.manual_seed(0)
     view = Views(**STILL | {"hue": 0.5})
     colours = torch.rand(50, 3, 4, 4)
-    matrix, offset = view.colours(colours)
+    draws = view.draw(50)
+    matrix, offset = view.colours(colours, draws)
     turned = torch.baddbmm(offset, matrix, colours.flatten(2)).view(colours.shape)
     luma = torch.tensor(views.LUMA)
     assert torch.allclose(torch.einsum("bchw,c->bhw", turned - colours, luma), torch.zeros(50, 4, 4), atol=1e-3)
@@ -97,3 +99,12 @@ def test_every_image_is_blurred_by_its_own_sigma():
     bell = torch.exp(-0.5 * at**2) / (2 * math.sqrt(2 * math.pi))
     assert torch.allclose(found[1, 0], torch.outer(bell, bell), atol=1e-3)
     assert float(found[1].sum()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("view", [views.STRONG, views.published_view(32), views.AutoAugmented()])
+def test_a_part_of_a_batch_is_seen_as_in_the_whole_batch(images, view):
+    torch.manual_seed(4)
+    draws = view.draw(6)
+    whole = view(images, 24, draws)
+    for rank in range(2):
+        assert torch.allclose(view(images[rank::2], 24, draws[rank::2]), whole[rank::2], atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -12,9 +12,19 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from otclib.models import Features
+from otclib.ranks import ALONE, Ranks
 
 LEFT_OUT = -1  # in ``caption_of``: the image is left out; it stays in the batches as a negative, with its own caption
-Augment = Callable[[Tensor, int], Tensor]  # uint8 images [B, 3, H, W], side in pixels -> one view of each, in [0, 1]
+
+
+class Augment(Protocol):
+    """Random views; ``views.Views`` is one kind of them."""
+
+    def draw(self, n: int) -> Any:
+        """Return the random numbers of n views, which ``[rows]`` selects from."""
+
+    def __call__(self, images: Tensor, size: int, draws: Any = None) -> Tensor:
+        """Return one view of each uint8 image [B, 3, H, W]: float [B, 3, size, size] in [0, 1]."""
 
 
 class Look(NamedTuple):
@@ -27,10 +37,12 @@ class Look(NamedTuple):
 
 @dataclass
 class Batch:
-    """A batch: ``images`` uint8 [B, 3, S, S], ``text`` token ids [B, L], ``row`` [B] in the table.
+    """A batch of B pairs: ``text`` token ids [B, L], ``row`` [B] in the table, ``images`` uint8 [B, 3, S, S].
 
     ``caption_id`` [B] is the row whose caption the image is trained with. ``positive`` [B] bool is False for a pair
     that is left out; it has its own caption and serves as a negative for others.
+
+    Of several processes each holds the images of its own part, ``ranks.own``, and everything else of the whole batch.
     """
 
     images: Tensor
@@ -38,10 +50,31 @@ class Batch:
     row: Tensor
     caption_id: Tensor
     positive: Tensor
+    ranks: Ranks = ALONE
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        parts = (self.images, self.text, self.row, self.caption_id, self.positive)
+        images, text, row, caption_id, positive = (part.to(device, non_blocking=True) for part in parts)
+        return Batch(images, text, row, caption_id, positive, self.ranks)
+
+    def few(self, n: int) -> Batch:
+        """Return the batch of the first n pairs, or of all if it has fewer."""
+        n = min(n, len(self))
+        images = self.images[: len(self.ranks.own(range(n)))]
+        return Batch(images, self.text[:n], self.row[:n], self.caption_id[:n], self.positive[:n], self.ranks)
 
 
 class Training(Protocol):
-    """The part of the training that a defence sees and may use; ``otclib.training.Trainer`` implements it."""
+    """The part of the training that a defence sees and may use; ``otclib.training.Trainer`` implements it.
+
+    The training may run in several processes (``otclib.ranks``). Then every process calls the defence with the same
+    batches, draws and features, so that a defence need not know of it. Only what loops over the whole table, with
+    ``encode_images``, sees a part of the rows, and puts the parts together by ``gather``.
+    """
 
     pairs: Dataset
     text: Tensor  # token ids of every pair's own caption [N, L]
@@ -52,28 +85,33 @@ class Training(Protocol):
     started: int  # the epoch in which the weights began: 0, or that of the last restart
     size: int  # side of the views that are drawn now, in pixels
     sides: tuple[int, int]  # of the views at the beginning and at the end of the training
-    towers: Any  # towers(images, text) -> (Features, Features); towers.encode_image(images) -> Features
+    towers: Any  # towers(views, text) -> (Features, Features) of the whole batch; towers(views) -> Features
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
 
     @property
     def scale(self) -> Tensor: ...  # the inverse temperature of the contrastive loss
 
+    @property
+    def bias(self) -> Tensor | None: ...  # of a sigmoid loss, which some models are trained with
+
     def schedule(self, through: float) -> float: ...  # share of the peak learning rate
 
     def normalize(self, images: Tensor) -> Tensor: ...
 
     def view(
-        self, images: Tensor, strong: bool = False, augment: Augment | None = None, side: int | None = None
+        self, batch: Batch, strong: bool = False, augment: Augment | None = None, side: int | None = None
     ) -> Tensor: ...
 
     def encode_images(
         self, rows: Tensor | None = None, augment: Augment | None = None, side: int | None = None
-    ) -> Iterator[tuple[Tensor, Features]]: ...
+    ) -> Iterator[tuple[Tensor, Features]]: ...  # of the rows that are this process's
 
     def encode_captions(self, rows: Tensor) -> Features: ...
 
     def encode_text(self, text: Tensor) -> Features: ...
+
+    def gather(self, parts: list[Tensor] | list[Features], n: int) -> Any: ...  # what n rows gave, in their order
 
     def restart(self) -> None: ...
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from otclib import losses
 from otclib.defenses.base import Batch, Defense, Look, Training
-from otclib.defenses.views import auto_augmented
+from otclib.defenses.views import AutoAugmented
 
 
 @dataclass
@@ -57,19 +57,18 @@ class CleanCLIP(Defense):
             )
 
     def begin(self, training: Training) -> None:
-        self.view = auto_augmented()
+        self.view = AutoAugmented()
 
     def learning_rate(self, training: Training, through: float) -> float:
         return training.schedule(through + self.legacy / self.epochs)
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         image, text = training.towers(training.normalize(batch.images), batch.text)
-        parts = {
-            "contrastive": self.clip * losses.contrastive(image.pooled, text.pooled, training.scale, batch.caption_id)
-        }
+        how: dict[str, Any] = {"same": batch.caption_id, "bias": training.bias}
+        parts = {"contrastive": self.clip * losses.contrastive(image.pooled, text.pooled, training.scale, **how)}
         if self.alone:
             words = losses.drop_words(batch.text, self.drop, training.rng)
-            other_image, other_text = training.towers(training.view(batch.images, augment=self.view), words)
+            other_image, other_text = training.towers(training.view(batch, augment=self.view), words)
             each = [
                 losses.one_way(x.pooled, y.pooled, training.scale)
                 for x, y in ((image, other_image), (text, other_text))
@@ -104,7 +103,7 @@ class CleanCLIPSupervised(Defense):
         training.optimizers[-1].add_param_group({"params": self.head.parameters(), "weight_decay": 0.01, "share": 0.25})
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        image = training.towers.encode_image(training.view(batch.images))
+        image = training.towers(training.view(batch))
         logits = self.head(training.scale.detach() * image.pooled)
         return {"supervised": F.cross_entropy(logits, self.label[batch.row.cpu()].to(training.device))}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,5 +20,6 @@ class Clip(Defense):
     LOOK: ClassVar[Look] = Look("CLIP, undefended", "#D55E00", "o")
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        image, text = training.towers(training.view(batch.images), batch.text)
-        return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, batch.caption_id)}
+        image, text = training.towers(training.view(batch), batch.text)
+        how: dict[str, Any] = {"same": batch.caption_id, "bias": training.bias}
+        return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, **how)}

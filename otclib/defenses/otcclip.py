@@ -172,7 +172,7 @@ class OTCClip(Defense):
         if since < self.warmup or (since - self.warmup) % self.every:
             return {}
         pool = torch.randperm(len(training.caption_of), generator=training.rng)[: self.pool]
-        images = Features.cat([image for _, image in self.coarse_images(training, pool)])
+        images = training.gather([image for _, image in self.coarse_images(training, pool)], len(pool))
         captions = training.encode_captions(pool)
         how: dict[str, Any] = {"share": self.near_share, "reg": self.reg, "global_weight": self.global_weight}
         near, of_pool = nearness(images, captions, images, captions, **how)
@@ -181,7 +181,7 @@ class OTCClip(Defense):
         for rows, image in self.coarse_images(training):
             near, ranking = nearness(image, training.encode_captions(rows), images, captions, among=givers, **how)
             caption_of.append(reassigned(near & self.keep_near, ranking, of_pool.own_distance, rows, pool))
-        training.caption_of = torch.cat(caption_of)
+        training.caption_of = training.gather(caption_of, len(training.caption_of))
         if self.restart and training.epoch == self.warmup:
             training.restart()
         return {"matched": 1}
@@ -202,18 +202,18 @@ class OTCClip(Defense):
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         since = training.epoch - training.started
         strong = self.strong and since < self.warmup
-        image, text = training.towers(training.view(batch.images, strong), batch.text)
-        who = {"same": batch.caption_id, "positive": batch.positive}
-        q = self.robustness(since)
-        parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, **who, q=q)}
-        few = slice(0, self.fine_batch)
-        fine_image, fine_text = image[few], text[few]
+        image, text = training.towers(training.view(batch, strong), batch.text)
+        who: dict[str, Any] = {"same": batch.caption_id, "positive": batch.positive}
+        how = who | {"q": self.robustness(since), "bias": training.bias}
+        parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, **how)}
+        few = batch.few(self.fine_batch)
+        fine_image, fine_text = image[: len(few)], text[: len(few)]
         if self.inter:
-            who = {name: of[few] for name, of in who.items()}
+            who = {"same": few.caption_id, "positive": few.positive}
             parts["inter"] = self.inter * losses.inter_modal(fine_image, fine_text, training.scale, self.reg, **who)
         if self.intra:
-            other_words = losses.drop_words(batch.text[few], self.drop, training.rng)
-            other_view = training.view(batch.images[few], strong, side=training.sides[0])
+            other_words = losses.drop_words(few.text, self.drop, training.rng)
+            other_view = training.view(few, strong, side=training.sides[0])
             other_image, other_text = training.towers(other_view, other_words)
             views = (losses.coarse(fine_image), losses.coarse(other_image)), (fine_text, other_text)
             each = [losses.intra_modal(x, y, training.scale, self.reg) for x, y in views]

@@ -73,7 +73,7 @@ class RoCLIP(Defense):
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         words = losses.drop_words(batch.text, self.drop, training.rng)
-        image, text = training.towers(training.view(batch.images, augment=self.view), words)
+        image, text = training.towers(training.view(batch, augment=self.view), words)
         matching = self.matches(training.epoch)
         caption, same = text.pooled, batch.caption_id
         if matching and (self.legacy or len(self.bank)):
@@ -83,7 +83,7 @@ class RoCLIP(Defense):
         if matching or not self.legacy:
             self.bank.add(text.pooled)
         ids = None if self.legacy else same
-        return {"contrastive": losses.contrastive(image.pooled, caption, training.scale, ids)}
+        return {"contrastive": losses.contrastive(image.pooled, caption, training.scale, ids, bias=training.bias)}
 
     def state(self) -> dict:
         return self.bank.state()

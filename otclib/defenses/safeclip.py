@@ -17,7 +17,7 @@ there are three slow epochs, and ``min_safe``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -107,18 +107,17 @@ class SafeCLIP(Defense):
 
     def similarity(self, training: Training) -> np.ndarray:
         """Return the cosine of every pair [N]."""
-        out = []
+        out, text = [], training.text
+        if self.legacy:
+            text = losses.drop_words(text, self.drop, training.rng)
         for rows, image in training.encode_images(augment=self.view if self.legacy else None):
-            words = (
-                losses.drop_words(training.text[rows], self.drop, training.rng) if self.legacy else training.text[rows]
-            )
-            out.append((image.pooled * training.encode_text(words).pooled).sum(1).cpu())
-        return torch.cat(out).double().numpy()
+            out.append((image.pooled * training.encode_text(text[rows]).pooled).sum(1).cpu())
+        return training.gather(out, len(training.pairs)).double().numpy()
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         def views() -> tuple[Features, Features]:
             words = losses.drop_words(batch.text, self.drop, training.rng)
-            return training.towers(training.view(batch.images, augment=self.view), words)
+            return training.towers(training.view(batch, augment=self.view), words)
 
         image, text = views()
         if training.epoch < self.warmup or not batch.positive.any():
@@ -130,9 +129,9 @@ class SafeCLIP(Defense):
                 parts.append(losses.one_way(second.pooled, bank.nearest(first.pooled)[0], training.scale))
                 bank.add(first.pooled)
             return {"unimodal": (parts[0] + parts[1]) / 2}
-        same = batch.caption_id
         if not self.legacy:
-            return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, same)}
+            how: dict[str, Any] = {"same": batch.caption_id, "bias": training.bias}
+            return {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, **how)}
         other_image, other_text = views()
         forth = losses.one_way(image.pooled, other_text.pooled, training.scale)
         back = losses.one_way(text.pooled, other_image.pooled, training.scale)

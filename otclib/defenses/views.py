@@ -7,10 +7,10 @@ is one look-up on a grid. Brightness, contrast, saturation and hue are one 3 x 3
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,34 @@ LUMA = (0.299, 0.587, 0.114)
 YIQ = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 
 
+@dataclass
+class Draws:
+    """The random numbers of n views, each [n] and uniform in its option's range; ``draws[rows]`` are those of some."""
+
+    area: Tensor
+    ratio: Tensor  # the logarithm of the crop's width over its height
+    mirror: Tensor  # -1: mirrored, 1: not
+    across: Tensor  # place of the crop: from -1, left, to 1, right
+    down: Tensor
+    changed: Tensor  # bool: the colours are changed
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    grey: Tensor  # bool
+    turn: Tensor  # of the hue, as a share of the circle
+    sigma: Tensor | None  # of the blur
+
+    def __getitem__(self, rows: slice) -> Draws:
+        some: dict[str, Any] = {name: None if value is None else value[rows] for name, value in vars(self).items()}
+        return Draws(**some)
+
+
 @dataclass(frozen=True)
 class Views:
     """``views(images, size)`` returns one view of each uint8 image [B, 3, H, W]: float [B, 3, size, size] in [0, 1].
+
+    ``draw(n)`` draws the random numbers of n views. Whoever sees only a part of a batch draws for all of it, and gives
+    its own part of the draws to the call.
 
     Parameters
     ----------
@@ -45,37 +70,51 @@ class Views:
     grey: float = 0.0
     blur: tuple[float, float] | None = None
 
-    def __call__(self, images: Tensor, size: int) -> Tensor:
-        x = self.crops(images, size)
-        matrix, offset = self.colours(x)
-        x = torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view(x.shape)
-        return x if self.blur is None else blurred(x, _between(*self.blur, len(x)).to(x.device))
+    def draw(self, n: int) -> Draws:
+        """Return the random numbers of n views, from torch's own generator."""
+        return Draws(
+            area=_between(*self.scale, n),
+            ratio=_between(math.log(self.ratio[0]), math.log(self.ratio[1]), n),
+            mirror=torch.where(torch.rand(n) < 0.5, -1.0, 1.0),
+            across=_between(-1, 1, n),
+            down=_between(-1, 1, n),
+            changed=torch.rand(n) < self.jitter,
+            brightness=_between(max(0.0, 1 - self.brightness), 1 + self.brightness, n),
+            contrast=_between(max(0.0, 1 - self.contrast), 1 + self.contrast, n),
+            saturation=_between(max(0.0, 1 - self.saturation), 1 + self.saturation, n),
+            grey=torch.rand(n) < self.grey,
+            turn=_between(-self.hue, self.hue, n),
+            sigma=None if self.blur is None else _between(*self.blur, n),
+        )
 
-    def crops(self, images: Tensor, size: int) -> Tensor:
-        """Return a random part of every image, perhaps mirrored, drawn at ``size`` by bilinear interpolation."""
+    def __call__(self, images: Tensor, size: int, draws: Draws | None = None) -> Tensor:
+        draws = self.draw(len(images)) if draws is None else draws
+        x = self.crops(images, size, draws)
+        matrix, offset = self.colours(x, draws)
+        x = torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view(x.shape)
+        return x if draws.sigma is None else blurred(x, draws.sigma.to(x.device))
+
+    def crops(self, images: Tensor, size: int, draws: Draws) -> Tensor:
+        """Return a part of every image, perhaps mirrored, at ``size`` by bilinear interpolation."""
         n, high, wide = len(images), *images.shape[-2:]
-        area = _between(*self.scale, n) * high * wide
-        ratio = _between(math.log(self.ratio[0]), math.log(self.ratio[1]), n).exp()
+        area, ratio = draws.area * high * wide, draws.ratio.exp()
         w = (area * ratio).sqrt().clamp(max=wide) / wide  # width and height of the part, as shares of the image's
         h = (area / ratio).sqrt().clamp(max=high) / high
-        mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
         steps = (torch.arange(size) + 0.5) * 2 / size - 1
-        across = (w * mirror)[:, None] * steps + ((1 - w) * _between(-1, 1, n))[:, None]
-        down = h[:, None] * steps + ((1 - h) * _between(-1, 1, n))[:, None]
+        across = (w * draws.mirror)[:, None] * steps + ((1 - w) * draws.across)[:, None]
+        down = h[:, None] * steps + ((1 - h) * draws.down)[:, None]
         grid = torch.stack([across[:, None].expand(n, size, size), down[:, :, None].expand(n, size, size)], -1)
         unit = images.float().div_(255)
         return F.grid_sample(unit, grid.to(images.device), padding_mode="border", align_corners=False)
 
-    def colours(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def colours(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return the map of the colours of float images [B, 3, H, W]: a matrix [B, 3, 3] and an offset [B, 3, 1]."""
         n = len(x)
-        changed = torch.rand(n) < self.jitter
         b, c, s = (
-            torch.where(changed, _between(max(0.0, 1 - by), 1 + by, n), 1.0)
-            for by in (self.brightness, self.contrast, self.saturation)
+            torch.where(draws.changed, factor, 1.0) for factor in (draws.brightness, draws.contrast, draws.saturation)
         )
-        s = torch.where(torch.rand(n) < self.grey, 0.0, s)
-        turn = torch.where(changed, 2 * math.pi * _between(-self.hue, self.hue, n), 0.0)
+        s = torch.where(draws.grey, 0.0, s)
+        turn = torch.where(draws.changed, 2 * math.pi * draws.turn, 0.0)
         chroma = torch.zeros(n, 3, 3)  # in YIQ: grey stays, and the rest is turned by the hue and scaled
         chroma[:, 0, 0] = 1
         chroma[:, 1, 1] = chroma[:, 2, 2] = s * turn.cos()
@@ -103,22 +142,27 @@ def blurred(x: Tensor, sigma: Tensor) -> Tensor:
     return x
 
 
-def auto_augmented() -> Callable[[Tensor, int], Tensor]:
-    """Return CleanCLIP's views: torchvision's AutoAugment (its default, the ImageNet policy), drawn for each image."""
-    policy = v2.AutoAugment()
+class AutoAugmented:
+    """CleanCLIP's views: torchvision's AutoAugment (its default, the ImageNet policy), drawn for each image."""
 
-    def view(images: Tensor, size: int) -> Tensor:
-        seen = torch.stack([policy(image) for image in images])
-        return tv.resize(seen, [size, size], antialias=True).float().div_(255)
+    def draw(self, n: int) -> Tensor:
+        """Return a seed for each of n views [n], from torch's own generator."""
+        return torch.randint(2**31, (n,))
 
-    return view
+    def __call__(self, images: Tensor, size: int, draws: Tensor | None = None) -> Tensor:
+        draws, policy, seen = self.draw(len(images)) if draws is None else draws, v2.AutoAugment(), []
+        for image, seed in zip(images, draws.tolist(), strict=True):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                seen.append(policy(image))
+        return tv.resize(torch.stack(seen), [size, size], antialias=True).float().div_(255)
 
 
 WEAK = Views()
 STRONG = Views(scale=(0.6, 1.0), ratio=(0.8, 1.25), brightness=0.3, contrast=0.3, saturation=0.5, hue=0.5)
 
 
-def published_view(size: int, legacy: bool = False) -> Callable[[Tensor, int], Tensor]:
+def published_view(size: int, legacy: bool = False) -> Views:
     """Return the views that RoCLIP and SafeCLIP train on (utils/augment_image.py in both published codes).
 
     These are flips, crops, colour jitter in 80 %, grey in 20 %, and always a blur (21 px wide at 224, sigma up to 2 px

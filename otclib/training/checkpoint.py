@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from otclib import defenses
 from otclib.defenses.base import LEFT_OUT, Defense
-from otclib.runs import write_table
+from otclib.runs import write_table, write_text
+from otclib.training.epoch import Epoch
 from otclib.training.trainer import Trainer
 
 
@@ -50,12 +51,18 @@ def writable(out: Path) -> Path:
     return out
 
 
-def save(out: Path, trainer: Trainer, method: defenses.Defense, log: list[dict]) -> None:
+def save(out: Path, trainer: Trainer, method: defenses.Defense, log: list[dict], epoch: Epoch | None = None) -> None:
+    """Write ``checkpoint.pt`` and ``log.jsonl``; ``epoch`` is the one under way, None between two of them.
+
+    The new checkpoint is on the disk before it takes the place of the last one: a full disk, or the end of the process,
+    leaves the last one whole.
+    """
     state = {
         "model": trainer.model.state_dict(),
         "optimizers": [opt.state_dict() for opt in trainer.optimizers],
         "started": trainer.started,
         "epoch": trainer.epoch,
+        "under_way": None if epoch is None else vars(epoch),
         "caption_of": trainer.caption_of,
         "method": method.state(),
         "rng": trainer.rng.get_state(),
@@ -63,16 +70,24 @@ def save(out: Path, trainer: Trainer, method: defenses.Defense, log: list[dict])
         "log": log,
     }
     part = out / "checkpoint.pt.part"
-    torch.save(state, part)
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        kept = f"the last one, {trainer.saved}, is kept" if trainer.saved else "there is none yet"
+        raise OSError(error.errno, f"the checkpoint of {out} could not be written ({error}); {kept}") from error
     os.replace(part, out / "checkpoint.pt")
-    part = out / "log.jsonl.part"
-    part.write_text("".join(json.dumps(line) + "\n" for line in log))
-    os.replace(part, out / "log.jsonl")
+    write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    trainer.saved = f"that of epoch {trainer.epoch}" if epoch is None else f"that of step {epoch.step} of this epoch"
 
 
-def resume(out: Path, trainer: Trainer, method: defenses.Defense) -> list[dict]:
+def resume(out: Path, trainer: Trainer, method: defenses.Defense) -> tuple[list[dict], Epoch | None]:
+    """Set the training to ``checkpoint.pt``, if it exists; return the log, and the epoch under way or None."""
     if not (out / "checkpoint.pt").exists():
-        return []
+        return [], None
     state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
     trainer.model.load_state_dict(state["model"])
     for opt, saved in zip(trainer.optimizers, state["optimizers"]):
@@ -82,7 +97,12 @@ def resume(out: Path, trainer: Trainer, method: defenses.Defense) -> list[dict]:
     trainer.epoch, trainer.caption_of = state["epoch"], state["caption_of"]
     trainer.rng.set_state(state["rng"])
     torch.set_rng_state(state["torch_rng"])
-    return state["log"]
+    trainer.saved = f"that of epoch {trainer.epoch}"
+    epoch = None if state.get("under_way") is None else Epoch(**state["under_way"])
+    if epoch is not None:
+        trainer.saved = f"that of step {epoch.step} of this epoch"
+        epoch.sums = {part: value.to(trainer.device) for part, value in epoch.sums.items()}
+    return state["log"], epoch
 
 
 def _fate(row: int, given: int) -> str:
@@ -91,9 +111,10 @@ def _fate(row: int, given: int) -> str:
 
 def write_pairs(out: Path, trainer: Trainer, method: Defense) -> None:
     """Write ``pairs.parquet``: every pair's own distance, and the caption that its image was given last."""
-    distance = torch.cat(
-        [method.distance(image, trainer.encode_captions(rows)).cpu() for rows, image in trainer.encode_images()]
-    )
+    distances = [method.distance(image, trainer.encode_captions(rows)).cpu() for rows, image in trainer.encode_images()]
+    distance = trainer.gather(distances, len(trainer.pairs))
+    if not trainer.ranks.first:
+        return
     ids = trainer.pairs["id"][:]
     given = trainer.caption_of.tolist()
     table = Dataset.from_dict(

@@ -3,37 +3,33 @@
 A run folder holds ``config.json`` (the configuration), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line
 per epoch), ``pairs.parquet`` (for every pair: its distance, its fate, the caption it was given last),
 ``model.safetensors`` and ``metrics.json``, and with ``snapshots`` the weights after every epoch (``epochs/``). An
-unfinished run folder also holds ``checkpoint.pt``, from which the same call goes on. A call on a finished folder
-returns at once.
+unfinished run folder also holds ``checkpoint.pt``, from which the same call goes on, in the middle of an epoch, too. A
+call on a finished folder returns at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import math
-import operator
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from otclib import defenses, evaluation, models
-from otclib.defenses.base import LEFT_OUT, Batch, Defense
-from otclib.optim import KINDS
-from otclib.runs import code, config_of, fingerprint, log_of, machine, write_json, write_table
+from otclib.data.images import MEMORY
+from otclib.ranks import Ranks, average_gradients, join
+from otclib.runs import fingerprint, log_of, write_table
+from otclib.training import configuration
 from otclib.training.checkpoint import alone, resume, save, writable, write_pairs
+from otclib.training.epoch import Epoch, begin, run
 from otclib.training.monitoring import Captions, spoken, watched
-from otclib.training.precision import CHOICES, choose
+from otclib.training.precision import choose
+from otclib.training.tracking import EVERY, Tracker, refuse_unknown
 from otclib.training.trainer import Trainer
-
-NEWER = {"optimizer": "muon", "betas": None, "warmup_steps": None}  # what older configurations do not say
 
 
 def train(
@@ -59,12 +55,20 @@ def train(
     progress: bool = True,
     live: Callable[[dict[str, list[dict]]], None] | None = None,
     tick: Callable[[float], None] | None = None,
+    tracker: str = "tensorboard",
+    # where images come from
+    image_memory: int = MEMORY,
+    workers: int | None = None,
     # where it goes
     out: str | Path,
+    checkpoint_every: int = 1000,
     snapshots: bool = False,
     **options: Any,
 ) -> Path:
     """Train a model on image-caption pairs under a defence, evaluate it, and return the run folder.
+
+    Of several processes (``torchrun``, ``accelerate launch``) each trains on its part of every batch, and all of them
+    compute the loss of the whole batch: the run is the same as in one process, up to rounding.
 
     If a model begins from random weights and its image tower takes any size, it sees images of three quarters of their
     side in the first third of the training, where an epoch costs about half. After that it sees images of full size.
@@ -77,7 +81,7 @@ def train(
     out : the run folder. An unfinished run is resumed, a finished one is returned, and one of another configuration is
         an error.
     epochs, lr : default the defence's own; ``lr`` is the peak of Muon, and AdamW alone has a quarter of that default.
-    batch_size : pairs per step; ``weight_decay`` : of the matrices.
+    batch_size : pairs per step, of all processes together; ``weight_decay`` : of the matrices.
     optimizer, betas : see ``optim.optimizers``: ``muon``, or ``adamw`` as in the published codes.
     warmup_steps : in which the learning rate rises to its peak. Default: 5 % of the training's.
     seed : of weights, batches, views and pools.
@@ -94,22 +98,25 @@ def train(
     live : called with {name of the run: its log so far} after every epoch, for curves that grow (``workbook.Curves``).
         With ``live`` there is a progress bar outside a terminal too.
     tick : called after every step with the share of the training that is done.
+    tracker : where curves can be watched: ``tensorboard`` (in ``out/tensorboard``), ``wandb``, ``mlflow`` or ``none``.
+    image_memory : bytes. Images are decoded once if they fit into so many; else workers decode them in every epoch.
+    workers : processes that decode; default one for each core, up to eight.
+    checkpoint_every : steps after which the run is saved, besides the end of every epoch.
 
     Raises
     ------
     ValueError : unknown names or options, too few pairs, an ``out`` that is not writable or holds another run; raised
         before anything is written.
     FileNotFoundError : ``clean`` is not a finished run; raised before anything is written.
-    NotImplementedError : more than one process was launched.
+    NotImplementedError : gradient accumulation or sharded weights are asked for, see ``ranks.join``.
     RuntimeError : the defence left fewer than 2 pairs to train on.
     FloatingPointError : the loss is not finite. The message names the pairs of the batch.
     """
     if epochs is not None:
         options["epochs"] = epochs
-    method = defenses.load(defense, **options)
-    lr = (method.LR if optimizer == "muon" else method.LR / 4) if lr is None else lr
-    _refuse(pairs, defense, method, model, batch_size, lr, optimizer, warmup_steps, precision, clean)
-    out = writable(Path(out))
+    method, out = defenses.load(defense, **options), Path(out)
+    if lr is None:
+        lr = method.LR if optimizer == "muon" else method.LR / 4
     config: dict[str, Any] = {
         "defense": defense,
         "options": dataclasses.asdict(method),
@@ -128,45 +135,71 @@ def train(
         "poisoned": 0 if manifest is None else len(manifest),
         "attacks": [] if manifest is None else sorted(set(manifest["attack"])),
     }
-    found = _found(out, config)
+    configuration.refuse(pairs, defense, method, model, config, clean)
+    refuse_unknown(tracker)
+    writable(out)
+    before = configuration.found(out, config)
     if (out / "metrics.json").exists():
         return out
+    accelerator, ranks = join()
+    if config["batch_size"] % ranks.count:
+        raise ValueError(f"a batch of {config['batch_size']} pairs cannot be shared by {ranks.count} processes equally")
     if (out / "model.safetensors").exists() and len(log_of(out)) == method.epochs:  # its evaluation was interrupted
-        return _finished(out, clean)
+        return _finished(out, clean, ranks)
 
     torch.manual_seed(seed)
     network, _, tokenizer = models.load(model, random=not models.has_weights(model))
-    accelerator = Accelerator(mixed_precision="no")  # `precision` decides, and not the user's launcher
-    if accelerator.num_processes > 1:
-        n = accelerator.num_processes
-        raise NotImplementedError(f"a run trains in one process, {n} were launched: a loss compares pairs of one batch")
     network = network.to(accelerator.device)
-    config["precision"], measured = choose(config["precision"], network)
+    chosen = choose(config["precision"], network) if ranks.first else ("", None)
+    config["precision"], measured = ranks.same(chosen)
+    progress = progress and ranks.first
     if measured and progress:
         print(f"{out.name}  {measured}", flush=True)
-    with alone(out):
-        _write_config(out, config, found, measured, clean)
-        if manifest is not None:
-            write_table(out / "manifest.parquet", manifest)
+    with alone(out) if ranks.first else contextlib.nullcontext():
+        if ranks.first:
+            about: dict[str, Any] = {"measured": measured, "clean": clean, "processes": ranks.count}
+            configuration.write(out, config, before, **about)
+            if manifest is not None:
+                write_table(out / "manifest.parquet", manifest)
         how: dict[str, Any] = {key: config[key] for key in ("seed", "lr", "weight_decay", "precision")}
-        how |= {key: config[key] for key in ("optimizer", "betas")}
+        how |= {"optimizer": optimizer, "betas": betas, "image_memory": image_memory, "workers": workers}
+        how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
         if warmup_steps is not None:
             how["warm"] = warmup_steps / (method.epochs * max(1, len(pairs) // config["batch_size"]))
-        how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
-        trainer = Trainer(pairs, network, tokenizer, accelerator, **how)
+        trainer = Trainer(pairs, network, tokenizer, accelerator, ranks=ranks, **how)
         method.begin(trainer)
-        watch = evaluation.default_watch(config) if watch is None else watch
-        watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
-        captions = Captions(pairs, manifest)
-        log = resume(out, trainer, method)
-        visible = progress and watched(live)
+        wait = average_gradients(trainer.optimizers, ranks)
+        if ranks.first:
+            watch = evaluation.default_watch(config) if watch is None else watch
+            watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
+            captions = Captions(pairs, manifest)
+        log, epoch = resume(out, trainer, method)
+        per_epoch = max(1, len(pairs) // config["batch_size"])
+        curves = Tracker(accelerator, tracker, out, trainer.epoch * per_epoch + (epoch.step if epoch else 0))
+
+        def after(epoch: Epoch, steps: int, parts: dict[str, Tensor], rate: float) -> None:
+            done = trainer.epoch + epoch.step / steps
+            if epoch.step % EVERY == 0:
+                values = {f"loss/{part}": value.detach() for part, value in parts.items()}
+                curves.log({k: float(v) for k, v in values.items()} | {"lr": rate}, round(done * per_epoch))
+            if epoch.step % checkpoint_every == 0 and epoch.step < steps and ranks.first:
+                save(out, trainer, method, log, epoch)
+            if tick is not None:
+                tick(done / method.epochs)
+
+        how = {"lr": config["lr"], "batch_size": config["batch_size"], "wait": wait, "after": after}
         while trainer.epoch < method.epochs:
-            line = _epoch(trainer, method, accelerator, config, name=out.name, visible=visible, tick=tick)
+            bar = {"desc": f"{out.name} {trainer.epoch + 1}", "disable": not (progress and watched(live))}
+            line = run(trainer, method, epoch or begin(trainer, method), bar=bar, **how)
+            epoch = None
+            trainer.epoch += 1
+            if not ranks.first:
+                continue
             line |= captions.look(trainer.caption_of) | watcher.look()
             if progress:
                 print(spoken(defense, line, method.epochs), flush=True)
             log.append(line)
-            trainer.epoch += 1
+            curves.log(line, trainer.epoch * per_epoch)
             if snapshots:
                 (out / "epochs").mkdir(exist_ok=True)
                 file = out / "epochs" / f"{trainer.epoch:02d}.safetensors"
@@ -175,135 +208,17 @@ def train(
             if live is not None:
                 live({out.name: log})
 
+        curves.finish()
         write_pairs(out, trainer, method)
-        method.finish(trainer, out)
-        models.save(network, out / "model.safetensors", models.name_of(model))
-        return _finished(out, clean)
+        if ranks.first:
+            method.finish(trainer, out)
+            models.save(network, out / "model.safetensors", models.name_of(model))
+        return _finished(out, clean, ranks)
 
 
-def _epoch(
-    trainer: Trainer,
-    method: Defense,
-    accelerator: Accelerator,
-    config: dict,
-    *,
-    name: str,
-    visible: bool,
-    tick: Callable[[float], None] | None,
-) -> dict:
-    """Train for one epoch; return its line of the log: number, losses, seconds, and what the defence adds."""
-    start, core = time.perf_counter(), time.process_time()
-    line = {"epoch": trainer.epoch + 1, **method.begin_epoch(trainer)}
-    line["seconds_matching"] = time.perf_counter() - start
-    trainer.model.train()
-    used = int((trainer.caption_of != LEFT_OUT).sum())
-    if used < 2:
-        raise RuntimeError(f"{config['defense']} left {used} pairs to train on in epoch {trainer.epoch + 1}")
-    steps = max(1, len(trainer.pairs) // config["batch_size"])
-    parts_of: dict[str, list[float]] = {}
-    batches = trainer.batches(config["batch_size"], functools.partial(method.passes, trainer))
-    bar = tqdm(batches, desc=f"{name} {line['epoch']}", total=steps, leave=False, disable=not visible)
-    for count, batch in enumerate(bar):
-        through = trainer.progress(count / steps, method.epochs)
-        trainer.set_learning_rate(config["lr"] * method.learning_rate(trainer, through))
-        parts = method.loss(trainer, batch)
-        loss = functools.reduce(operator.add, parts.values())
-        if not torch.isfinite(loss):
-            raise FloatingPointError(_not_finite(trainer, batch, parts, count))
-        for opt in trainer.optimizers:
-            opt.zero_grad()
-        accelerator.backward(loss)
-        for opt in trainer.optimizers:
-            opt.step()
-        with torch.no_grad():
-            trainer.model.get_parameter("logit_scale").clamp_(0, math.log(100))  # as in CLIP
-        for part, value in parts.items():
-            parts_of.setdefault(part, []).append(float(value.detach()))
-        if tick is not None:
-            tick((trainer.epoch + (count + 1) / steps) / method.epochs)
-    line |= {f"loss/{part}": sum(values) / len(values) for part, values in parts_of.items()}
-    line["seconds"] = time.perf_counter() - start
-    if accelerator.device.type == "cpu":
-        line["core_seconds"] = time.process_time() - core  # does not depend on the machine's other work
-    return line
-
-
-def _not_finite(trainer: Trainer, batch: Batch, parts: dict[str, Tensor], step: int) -> str:
-    """Return what is known of a step whose loss is not finite: its parts, its pairs, and where the run goes on."""
-    values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in parts.items())
-    ids = ", ".join(trainer.pairs.select(batch.row.tolist())["id"])
-    good = f"that of epoch {trainer.epoch}" if trainer.epoch else "none yet"
-    return (
-        f"the loss is not finite in epoch {trainer.epoch + 1}, step {step + 1}: {values}; the last good checkpoint is "
-        f"{good}; the pairs of the batch are {ids}"
-    )
-
-
-def _refuse(
-    pairs: Dataset,
-    defense: str,
-    method: Defense,
-    model: str | Path,
-    batch_size: int,
-    lr: float,
-    optimizer: str,
-    warmup_steps: int | None,
-    precision: str,
-    clean: str | Path | None,
-) -> None:
-    """Raise an error for arguments that cannot be trained, before anything is written."""
-    if method.epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {method.epochs}")
-    if batch_size < 2 or len(pairs) < 2:
-        raise ValueError(
-            f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {batch_size}"
-        )
-    if precision not in CHOICES:
-        raise ValueError(f"precision is one of {', '.join(CHOICES)}, got {precision!r}")
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, got {lr}")
-    if optimizer not in KINDS:
-        raise ValueError(f"optimizer is one of {', '.join(KINDS)}, got {optimizer!r}")
-    if warmup_steps is not None and warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
-    if method.REPAIRS and not models.has_weights(model):
-        raise ValueError(f"{defense} goes on from a trained model: model must be its weights file, got {str(model)!r}")
-    if clean is not None and not (Path(clean) / "model.safetensors").exists():
-        raise FileNotFoundError(f"the clean run to compare with is not finished, or not there: {clean}")
-
-
-def _found(out: Path, config: dict) -> dict:
-    """Return the configuration of the run in ``out``, or an empty one; set ``config`` to the precision measured for it.
-
-    Raises
-    ------
-    ValueError : the configuration differs from ``config``.
-    """
-    if not (out / "config.json").exists():
-        return {}
-    found = NEWER | config_of(out)
-    if config["precision"] == "auto":
-        config["precision"] = found["precision"]
-    if differing := [k for k in config if found.get(k) != config[k]]:
-        changes = ", ".join(f"{k} was {found.get(k)!r}, is {config[k]!r}" for k in differing)
-        raise ValueError(f"{out} holds a run of another configuration: {changes}")
-    return found
-
-
-def _write_config(out: Path, config: dict, found: dict, measured: str | None, clean: str | Path | None) -> None:
-    """Write ``config.json``: the configuration, and the code and machine with which the run began."""
-    out.mkdir(parents=True, exist_ok=True)
-    made_with = {"code": code(), "machine": machine(), "precision_measured": measured}
-    made_with |= {key: found[key] for key in made_with if key in found}
-    if made_with["code"] != code():
-        made_with["resumed_with"] = code()
-        print(f"{out.name}  begun with {made_with['code']}, resumed with {code()}", flush=True)
-    made_with["clean"] = str(clean) if clean else None
-    write_json(out / "config.json", config | made_with)
-
-
-def _finished(out: Path, clean: str | Path | None) -> Path:
+def _finished(out: Path, clean: str | Path | None, ranks: Ranks) -> Path:
     """Evaluate a trained run, and delete the checkpoint that it no longer needs."""
-    evaluation.evaluate(out, clean=clean)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
+    if ranks.first:
+        evaluation.evaluate(out, clean=clean)
+        (out / "checkpoint.pt").unlink(missing_ok=True)
     return out

@@ -1,0 +1,72 @@
+"""``config.json``: what a run is, what is refused, and what a run of before is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from otclib import models
+from otclib.defenses.base import Defense
+from otclib.optim import KINDS
+from otclib.runs import code, config_of, machine, write_json
+from otclib.training.precision import CHOICES
+
+NEWER = {"optimizer": "muon", "betas": None, "warmup_steps": None}  # what older configurations do not say
+
+
+def refuse(
+    pairs: Dataset, defense: str, method: Defense, model: str | Path, config: dict[str, Any], clean: str | Path | None
+) -> None:
+    """Raise an error for what cannot be trained, before anything is written."""
+    if method.epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {method.epochs}")
+    if config["batch_size"] < 2 or len(pairs) < 2:
+        raise ValueError(
+            f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {config['batch_size']}"
+        )
+    if config["precision"] not in CHOICES:
+        raise ValueError(f"precision is one of {', '.join(CHOICES)}, got {config['precision']!r}")
+    if not config["lr"] > 0:
+        raise ValueError(f"lr must be positive, got {config['lr']}")
+    if config["optimizer"] not in KINDS:
+        raise ValueError(f"optimizer is one of {', '.join(KINDS)}, got {config['optimizer']!r}")
+    if config["warmup_steps"] is not None and config["warmup_steps"] < 0:
+        raise ValueError(f"warmup_steps must be at least 0, got {config['warmup_steps']}")
+    if method.REPAIRS and not models.has_weights(model):
+        raise ValueError(f"{defense} goes on from a trained model: model must be its weights file, got {str(model)!r}")
+    if clean is not None and not (Path(clean) / "model.safetensors").exists():
+        raise FileNotFoundError(f"the clean run to compare with is not finished, or not there: {clean}")
+
+
+def found(out: Path, config: dict) -> dict:
+    """Return the configuration of the run in ``out``, or an empty one; set ``config`` to the precision measured for it.
+
+    Raises
+    ------
+    ValueError : the configuration differs from ``config``.
+    """
+    if not (out / "config.json").exists():
+        return {}
+    before = NEWER | config_of(out)
+    if config["precision"] == "auto":
+        config["precision"] = before["precision"]
+    if differing := [k for k in config if before.get(k) != config[k]]:
+        changes = ", ".join(f"{k} was {before.get(k)!r}, is {config[k]!r}" for k in differing)
+        raise ValueError(f"{out} holds a run of another configuration: {changes}")
+    return before
+
+
+def write(
+    out: Path, config: dict, before: dict, *, measured: str | None, clean: str | Path | None, processes: int
+) -> None:
+    """Write ``config.json``: the configuration, and the code and machine with which the run began."""
+    out.mkdir(parents=True, exist_ok=True)
+    made_with = {"code": code(), "machine": machine(), "processes": processes, "precision_measured": measured}
+    made_with |= {key: before[key] for key in made_with if key in before}
+    if made_with["code"] != code():
+        made_with["resumed_with"] = code()
+        print(f"{out.name}  begun with {made_with['code']}, resumed with {code()}", flush=True)
+    made_with["clean"] = str(clean) if clean else None
+    write_json(out / "config.json", config | made_with)
