@@ -40,7 +40,7 @@ def _refusing(command: str) -> Iterator[None]:
     """Say in one line what was refused, with exit code 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, NotImplementedError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, NotImplementedError) as error:
         typer.echo(f"otclib {command}: {error}", err=True)
         raise typer.Exit(2) from None
 

@@ -18,6 +18,7 @@ NEEDS = {  # a module, and what it is needed for: the extra of pyproject.toml th
     "ipywidgets": ("the explorer's widgets", "notebooks"),
     "voila": ("make explorer", "notebooks"),
     "snakemake": ("make table, ablation, dose, figures and batch", "batch"),
+    "transformers": ("text towers and tokenizers of Hugging Face", "hf"),
     "pytest": ("make test", "test"),
     "sphinx": ("make book", "book"),
 }

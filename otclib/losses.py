@@ -1,9 +1,9 @@
 """Losses: contrastive on pooled features, and their transport forms on token features.
 
-Every loss is a cross-entropy over a square matrix of similarities with the true pairs on its diagonal. The losses
-differ in the similarity. The transport similarity of two token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>. The plan P
-is held constant (a stop-gradient): the gradient in C is P, not the derivative of <P(C), C>, which has a further term.
-So gradients reach only tokens that the plan connects.
+Every loss is taken over a square matrix of similarities with the true pairs on its diagonal. It is a cross-entropy, or
+for models with a bias a pairwise sigmoid loss. The losses differ in the similarity. The transport similarity of two
+token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>. The plan P is held constant (a stop-gradient): the gradient in C is
+P, not the derivative of <P(C), C>, which has a further term. So gradients reach only tokens that the plan connects.
 """
 
 from __future__ import annotations
@@ -43,6 +43,38 @@ def symmetric_cross_entropy(
     return (weight * terms).mean()
 
 
+def pairwise_sigmoid(
+    logits: Tensor, same: Tensor | None = None, q: float = 0.0, positive: Tensor | None = None
+) -> Tensor:
+    """Return the mean over rows of -sum_j log sigmoid(z_ij logits_ij) of [B, B] logits (Zhai et al., ICCV 2023).
+
+    z is 1 on the diagonal and -1 elsewhere: each image and each caption is a classification of its own, as a pair or
+    not. So no term depends on the others of its row.
+
+    ``same`` [B] identifies each column's caption: equal captions off the diagonal have no term.
+    ``positive`` [B] bool: only these pairs are pulled together. The others have no term on the diagonal, and stay in
+    the batch as negatives.
+
+    ``q`` in [0, 1] weights the terms on the diagonal as in ``symmetric_cross_entropy``, with p = sigmoid(logits_ii): by
+    p^q, held constant and scaled to mean 1 over the pairs that are pulled together. A wrong pair does harm by its
+    pull alone, so the other terms keep the weight 1. (The loss is published; this form of ``q`` is ours.)
+
+    >>> logits = torch.tensor([[3.0, -3.0], [-3.0, 3.0]])  # both pairs are recognised
+    >>> print(f"{pairwise_sigmoid(logits):.4f}, {pairwise_sigmoid(-logits):.4f}")
+    0.0972, 6.0972
+    """
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    pull = F.softplus(-logits.diagonal())
+    favour = -q * pull.detach()
+    if positive is not None:
+        favour = favour.masked_fill(~positive, -torch.inf)
+    count = len(logits) if positive is None else positive.sum()
+    weight = favour.softmax(0).nan_to_num(0.0) * count  # p^q over its mean; all zero if no pair is positive
+    left_out = own if same is None else own | (same[:, None] == same[None])
+    push = F.softplus(logits).masked_fill(left_out, 0.0)
+    return ((weight * pull).sum() + push.sum()) / len(logits)
+
+
 def contrastive(
     image: Tensor,
     text: Tensor,
@@ -54,7 +86,9 @@ def contrastive(
 ) -> Tensor:
     """Return CLIP's loss on pooled features [B, D], [B, D]: logits = scale * image text^T (Radford et al., 2021).
 
-    ``same``, ``q`` and ``positive`` are those of ``symmetric_cross_entropy``.
+    With a ``bias``, a scalar such as open_clip's ``logit_bias``, return SigLIP's: the ``pairwise_sigmoid`` of
+    scale * image text^T + bias. ``same``, ``q`` and ``positive`` are those of ``symmetric_cross_entropy`` and of
+    ``pairwise_sigmoid``.
 
     >>> image, scale = torch.eye(2), torch.tensor(10.0)
     >>> print(f"{contrastive(image, image, scale):.4f}")  # every image is most like its own caption
@@ -62,7 +96,10 @@ def contrastive(
     >>> print(f"{contrastive(image, image.flip(0), scale):.4f}")  # the captions are exchanged
     10.0000
     """
-    return symmetric_cross_entropy(scale * image @ text.T, same, q, positive)
+    logits = scale * image @ text.T
+    if bias is not None:
+        return pairwise_sigmoid(logits + bias, same, q, positive)
+    return symmetric_cross_entropy(logits, same, q, positive)
 
 
 def one_way(anchor: Tensor, positive: Tensor, scale: Tensor) -> Tensor:

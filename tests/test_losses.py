@@ -83,6 +83,56 @@ def test_contrastive_is_clip_loss():
     assert torch.allclose(losses.contrastive(v, t, torch.tensor(7.0)), ClipLoss()(v, t, torch.tensor(7.0)))
 
 
+def test_a_bias_makes_it_siglips_loss():
+    from open_clip.loss import SigLipLoss
+
+    v, t = F.normalize(torch.randn(5, 8), dim=-1), F.normalize(torch.randn(5, 8), dim=-1)
+    scale, bias = torch.tensor(7.0), torch.tensor(-3.0)
+    assert torch.allclose(losses.contrastive(v, t, scale, bias=bias), SigLipLoss()(v, t, scale, bias), atol=1e-5)
+    assert torch.allclose(
+        losses.contrastive(v, t, scale[None], bias=bias[None]), SigLipLoss()(v, t, scale[None], bias[None]), atol=1e-5
+    ), "some checkpoints keep both as vectors of one element"
+
+
+def test_pairwise_sigmoid_by_hand():
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -2.0], [1.5, -0.5, -3.0]])
+    pull = [math.log(1 + math.exp(-x)) for x in (2.0, 1.0, -3.0)]
+    push = {(i, j): math.log(1 + math.exp(float(logits[i, j]))) for i in range(3) for j in range(3) if i != j}
+    everything = sum(push.values())
+    sigmoid = losses.pairwise_sigmoid
+    assert math.isclose(float(sigmoid(logits)), (sum(pull) + everything) / 3, rel_tol=1e-5)
+    same = torch.tensor([4, 4, 9])
+    assert math.isclose(
+        float(sigmoid(logits, same)), (sum(pull) + everything - push[0, 1] - push[1, 0]) / 3, rel_tol=1e-5
+    )
+    positive = torch.tensor([True, True, False])
+    assert math.isclose(float(sigmoid(logits, positive=positive)), (pull[0] + pull[1] + everything) / 3, rel_tol=1e-5)
+    assert math.isclose(float(sigmoid(logits, positive=torch.zeros(3).bool(), q=0.5)), everything / 3, rel_tol=1e-5)
+    favour = [math.exp(-0.5 * x) for x in pull]  # p^q
+    weighted = sum(3 * f / sum(favour) * x for f, x in zip(favour, pull))
+    assert math.isclose(float(sigmoid(logits, q=0.5)), (weighted + everything) / 3, rel_tol=1e-5)
+    weighted = sum(2 * f / sum(favour[:2]) * x for f, x in zip(favour[:2], pull))
+    assert math.isclose(float(sigmoid(logits, q=0.5, positive=positive)), (weighted + everything) / 3, rel_tol=1e-5)
+
+
+def test_options_of_the_pairwise_sigmoid_reach_the_gradient():
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    positive = torch.tensor([True, True, True, False])
+    losses.pairwise_sigmoid(logits, torch.tensor([1, 1, 2, 3]), q=0.5, positive=positive).backward()
+    assert logits.grad[3, 3] == 0 and (logits.grad.diagonal()[:3] < 0).all()
+    assert logits.grad[0, 1] == logits.grad[1, 0] == 0, "equal captions"
+    assert (logits.grad[:3, 3] > 0).all() and (logits.grad[3, :3] > 0).all(), "a left-out pair is a negative"
+    sure = torch.full((6, 6), -4.0).fill_diagonal_(4.0)
+    sure[0, 0] = -4.0  # this pair contradicts the rest
+
+    def pull(q):
+        x = sure.clone().requires_grad_()
+        losses.pairwise_sigmoid(x, q=q).backward()
+        return -float(x.grad[0, 0])
+
+    assert pull(1.0) < 0.1 * pull(0.0)
+
+
 def test_transport_similarity_of_permuted_tokens_is_one():
     x = [tokens([1, 0, 0], [0, 1, 0]), tokens([0, 0, 1], [1, 0, 0])]
     y = [t.flip(0) for t in x]

@@ -114,14 +114,6 @@ def test_weights_are_named_with_their_architecture(small, tmp_path):
     assert torch.equal(*same) and models.name_of(name) == "small"
 
 
-def test_a_text_tower_that_pools_elsewhere_is_refused(small):
-    class Last(torch.nn.Module):
-        token_embedding, pool_type = None, "last"
-
-    with pytest.raises(ValueError, match="pools by 'last'"):
-        models.encode_text(Last(), small[2](["a star"]))
-
-
 def test_word_spans(small):
     tokenizer = small[2]
     caption = "a photo of two radioactivity signs"

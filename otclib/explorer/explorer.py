@@ -186,7 +186,7 @@ class Explorer:
             network, tokenizer = self._model(run, epoch)
             device = next(network.parameters()).device
             text = tokenizer(self.pool).to(device)
-            length = int(text.argmax(1).max()) + 1
+            length = models.text_length(network, text)
             with torch.no_grad():
                 parts = [models.encode_text(network, some, length) for some in text.split(250)]
             self._pools[key] = TokenSets.of(models.Features.cat(parts))
