@@ -145,17 +145,26 @@ def coarse(features: Features, keep: int = 16) -> Features:
     return Features(features.pooled, tokens, torch.ones(B, out * out, dtype=torch.bool, device=tokens.device))
 
 
-def drop_words(text: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+def drop_words(
+    text: Tensor,
+    probability: float,
+    generator: torch.Generator | None = None,
+    word: Tensor | None = None,
+    pad: int = 0,
+) -> Tensor:
     """Return a view of token ids [B, L] that lacks each word with a probability, but never all words of a caption.
 
-    The remaining ids move left, and start and end stay: the result equals the tokens of the shorter caption.
+    The remaining ids move left, and special tokens stay: the result equals the tokens of the shorter caption.
+
+    ``word`` [B, L] bool: the places of words; default those between CLIP's start and end tokens. ``pad``: the id that
+    fills the end.
     """
     place = torch.arange(text.shape[1], device=text.device)
-    end = text.argmax(1, keepdim=True)
-    word = (place > 0) & (place < end)
+    if word is None:
+        word = (place > 0) & (place < text.argmax(1, keepdim=True))
     noise = torch.rand(text.shape, generator=generator).to(text.device)
     dropped = word & (noise < probability)
     survivor = torch.where(word, noise, -1.0).argmax(1, keepdim=True)  # the word that is never dropped
     dropped = dropped & (place != survivor)
     order = torch.argsort(dropped.long(), dim=1, stable=True)
-    return text.gather(1, order).masked_fill(torch.sort(dropped.long(), dim=1, stable=True).values.bool(), 0)
+    return text.gather(1, order).masked_fill(torch.sort(dropped.long(), dim=1, stable=True).values.bool(), pad)

@@ -184,6 +184,9 @@ class Stub:
     def normalize(self, images):
         return images
 
+    def drop_words(self, text, probability):
+        return losses.drop_words(text, probability, self.rng)
+
 
 class Pooled:
     def __init__(self, pooled):

@@ -1,7 +1,7 @@
-"""Train a defence on a tiny set, alone or (under torchrun) in several processes: ``together.py DEFENCE OUT [JSON]``.
+"""Train a defence on a tiny set, alone or (under torchrun) in several processes: ``together.py DEFENCE OUT JSON``.
 
-The JSON holds further arguments of ``otclib.train``. ``run`` starts this file, so that tests can compare, kill and
-resume runs.
+The JSON holds further arguments of ``otclib.train``, and ``pause``, the seconds to rest after every step. A line is
+printed after every step. ``start`` and ``run`` start this file, so that tests can compare, kill and resume runs.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 SHORT = {  # so that every phase of a defence is reached in a few epochs of a few steps
@@ -64,9 +65,15 @@ def main(defense: str, out: str, more: str) -> None:
         models.save(models.load("small")[0], weights, "small")
         how["model"] = weights
         poisoned = pairs.filter(lambda label: label is not None, input_columns="label")
-    if "watch" not in (more := json.loads(more)):
-        how["watch"] = pairs.select([k for k, label in enumerate(pairs["label"]) if label is not None][:8])
-    otclib.train(poisoned, manifest=manifest, defense=defense, out=out, **how | SHORT[defense] | more)
+    how["watch"] = pairs.select([k for k, label in enumerate(pairs["label"]) if label is not None][:8])
+    given = json.loads(more)
+    pause = given.pop("pause", 0)
+
+    def tick(done: float) -> None:
+        print(f"done {done:.3f}", flush=True)
+        time.sleep(pause)
+
+    otclib.train(poisoned, manifest=manifest, defense=defense, out=out, tick=tick, **how | SHORT[defense] | given)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ class Training(Protocol):
 
     def schedule(self, through: float) -> float: ...  # share of the peak learning rate
 
+    def drop_words(self, text: Tensor, probability: float) -> Tensor: ...  # a view of captions, drawn from rng
+
     def normalize(self, images: Tensor) -> Tensor: ...
 
     def view(

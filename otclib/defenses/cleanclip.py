@@ -67,7 +67,7 @@ class CleanCLIP(Defense):
         how: dict[str, Any] = {"same": batch.caption_id, "bias": training.bias}
         parts = {"contrastive": self.clip * losses.contrastive(image.pooled, text.pooled, training.scale, **how)}
         if self.alone:
-            words = losses.drop_words(batch.text, self.drop, training.rng)
+            words = training.drop_words(batch.text, self.drop)
             other_image, other_text = training.towers(training.view(batch, augment=self.view), words)
             each = [
                 losses.one_way(x.pooled, y.pooled, training.scale)

@@ -212,7 +212,7 @@ class OTCClip(Defense):
             who = {"same": few.caption_id, "positive": few.positive}
             parts["inter"] = self.inter * losses.inter_modal(fine_image, fine_text, training.scale, self.reg, **who)
         if self.intra:
-            other_words = losses.drop_words(few.text, self.drop, training.rng)
+            other_words = training.drop_words(few.text, self.drop)
             other_view = training.view(few, strong, side=training.sides[0])
             other_image, other_text = training.towers(other_view, other_words)
             views = (losses.coarse(fine_image), losses.coarse(other_image)), (fine_text, other_text)

@@ -72,7 +72,7 @@ class RoCLIP(Defense):
         return training.schedule(through + self.legacy / self.epochs)
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        words = losses.drop_words(batch.text, self.drop, training.rng)
+        words = training.drop_words(batch.text, self.drop)
         image, text = training.towers(training.view(batch, augment=self.view), words)
         matching = self.matches(training.epoch)
         caption, same = text.pooled, batch.caption_id

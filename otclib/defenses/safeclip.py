@@ -109,14 +109,14 @@ class SafeCLIP(Defense):
         """Return the cosine of every pair [N]."""
         out, text = [], training.text
         if self.legacy:
-            text = losses.drop_words(text, self.drop, training.rng)
+            text = training.drop_words(text, self.drop)
         for rows, image in training.encode_images(augment=self.view if self.legacy else None):
             out.append((image.pooled * training.encode_text(text[rows]).pooled).sum(1).cpu())
         return training.gather(out, len(training.pairs)).double().numpy()
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
         def views() -> tuple[Features, Features]:
-            words = losses.drop_words(batch.text, self.drop, training.rng)
+            words = training.drop_words(batch.text, self.drop)
             return training.towers(training.view(batch, augment=self.view), words)
 
         image, text = views()

@@ -22,7 +22,7 @@ from otclib.models.images import (
     resize,
     takes_any_size,
 )
-from otclib.models.text import SpecialTokens, attach_tokenizer, encode_text, text_length
+from otclib.models.text import SpecialTokens, attach_tokenizer, encode_text, padding, text_length, word_places
 from otclib.models.words import WordSpan, word_spans
 
 __all__ = [
@@ -41,10 +41,12 @@ __all__ = [
     "load_weights",
     "name_of",
     "normalize",
+    "padding",
     "preprocess",
     "resize",
     "save",
     "takes_any_size",
     "text_length",
+    "word_places",
     "word_spans",
 ]

@@ -82,6 +82,17 @@ def text_length(model: nn.Module, text: Tensor) -> int:
     return _length(_tower(model), text, _words(model, text)[1])
 
 
+def word_places(model: nn.Module, text: Tensor) -> Tensor:
+    """Return which places of token ids [B, L] hold words, and neither padding nor a special token: bool [B, L]."""
+    return _words(model, text)[0]
+
+
+def padding(model: nn.Module) -> int:
+    """Return the token id that fills captions up: 0 of CLIP's own tokenizer."""
+    special: SpecialTokens | None = getattr(model, "special_tokens", None)
+    return 0 if special is None else special.pad
+
+
 def _tower(model: Any) -> Any:
     """Return the text tower of a model; CLIP's is the model itself."""
     tower = model.text if hasattr(model, "text") else model

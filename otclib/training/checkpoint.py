@@ -75,10 +75,12 @@ def save(out: Path, trainer: Trainer, method: defenses.Defense, log: list[dict],
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch says of a full disk: "unexpected pos"
         part.unlink(missing_ok=True)
         kept = f"the last one, {trainer.saved}, is kept" if trainer.saved else "there is none yet"
-        raise OSError(error.errno, f"the checkpoint of {out} could not be written ({error}); {kept}") from error
+        raise OSError(
+            getattr(error, "errno", None), f"the checkpoint of {out} could not be written ({error}); {kept}"
+        ) from error
     os.replace(part, out / "checkpoint.pt")
     write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
     trainer.saved = f"that of epoch {trainer.epoch}" if epoch is None else f"that of step {epoch.step} of this epoch"

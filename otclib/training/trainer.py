@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from otclib import models
+from otclib import losses, models
 from otclib.data.images import MEMORY, Images
 from otclib.defenses import views
 from otclib.defenses.base import LEFT_OUT, Augment, Batch
@@ -48,13 +48,8 @@ class Towers(nn.Module):
         image = gathered(self.encode_image(images), self.ranks)
         if text is None:
             return image
-        own = models.encode_text(self.model, self.ranks.own(text), length_of(text))
+        own = models.encode_text(self.model, self.ranks.own(text), models.text_length(self.model, text))
         return image, gathered(own, self.ranks)
-
-
-def length_of(text: Tensor) -> int:
-    """Return the number of tokens of the longest caption of token ids [B, L], its start and end included."""
-    return int(text.argmax(1).max()) + 1
 
 
 def gathered(part: Features, ranks: Ranks, n: int | None = None) -> Features:
@@ -137,6 +132,11 @@ class Trainer:
     def bias(self) -> Tensor | None:
         return getattr(self.model, "logit_bias", None)
 
+    def drop_words(self, text: Tensor, probability: float) -> Tensor:
+        """Return a view of captions, token ids [B, L], that lacks each word with a probability, but never all."""
+        word, pad = models.word_places(self.model, text), models.padding(self.model)
+        return losses.drop_words(text, probability, self.rng, word, pad)
+
     def view(
         self, batch: Batch, strong: bool = False, augment: Augment | None = None, side: int | None = None
     ) -> Tensor:
@@ -213,7 +213,7 @@ class Trainer:
         training = self.model.training
         self.model.eval()
         text = text.long().to(self.device)
-        length = length_of(text)
+        length = models.text_length(self.model, text)
         features = Features.cat([models.encode_text(self.model, t, length) for t in text.split(size)])
         self.model.train(training)
         return features
