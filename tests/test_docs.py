@@ -10,12 +10,14 @@ import otclib
 
 PACKAGE = Path(otclib.__file__).parent
 EXAMPLES = (
+    "data/readers/tarpart.py",
     "data/table.py",
     "defenses/otcclip.py",
     "evaluation/attack_success.py",
     "losses.py",
     "matching/pool.py",
     "metrics.py",
+    "ranks.py",
     "transport/solver.py",
 )
 

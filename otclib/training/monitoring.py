@@ -40,10 +40,10 @@ class Captions:
 
     def __init__(self, pairs: Dataset, manifest: Dataset | None):
         source = {} if manifest is None else dict(zip(manifest["id"][:], manifest["source_label"][:]))
-        self.captions = pairs["caption"][:]
         self.labels = pairs["label"][:]
-        self.poison = torch.tensor([id in source for id in pairs["id"][:]])
         self.labelled = torch.tensor([label is not None for label in self.labels])
+        self.captions = pairs["caption"][:] if self.labelled.any() else []  # without labels nobody asks for them
+        self.poison = torch.tensor([id in source for id in pairs["id"]])
 
     def look(self, caption_of: Tensor) -> dict:
         used = caption_of != LEFT_OUT

@@ -3,10 +3,9 @@
     pairs = otclib.data.load("coco", root="data/coco", split="val", size=5000)
 
 There is one reader per format, and its docstring has the layout that it expects. A reader only says *where* things are:
-it returns a table ``id, image, caption, label`` whose image is a path, a byte range of a tar, or already an image. The
-function ``read`` does what all formats share: it counts blank captions and missing images, draws the sample, and then
-makes the images lazy ``datasets.Image`` cells. (Paths stay paths. The chosen bytes of tars are copied to Arrow once, in
-the cache.)
+it returns a table ``id, image, caption, label`` whose image is a path, an address in a tar (``tarpart``), or already an
+image. The function ``read`` does what all formats share: it counts blank captions and missing images, draws the sample,
+and then makes the images lazy ``datasets.Image`` cells. Nothing is copied; an image is read when it is asked for.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import numpy as np
 from datasets import Dataset, Image
 
 from otclib.data.readers import cc3m, coco, csv, hub, visual_genome, webdataset
-from otclib.data.readers.files import PAIRS, PATHS, RANGES, cached
-from otclib.data.readers.shards import copy_images
+from otclib.data.readers.files import PAIRS, PATHS
+from otclib.data.readers.tarpart import SCHEME
 
 
 def read(
@@ -99,16 +98,12 @@ def _absent(table: Dataset) -> dict[int, str]:
     """Return the rows whose image is missing, with the name that it should have. Each folder is listed only once."""
     if table.features == PAIRS:
         return {int(row): f"that of row {row}" for row in np.flatnonzero(table.data.column("image").is_null())}
-    if table.features == RANGES:
-        return {row: image["path"] for row, image in enumerate(table["image"][:]) if image["size"] is None}
     listed = functools.cache(lambda folder: set(os.listdir(folder)) if os.path.isdir(folder) else set())
-    split_paths = (os.path.split(path) for path in table["image"][:])
-    return {row: os.path.join(*path) for row, path in enumerate(split_paths) if path[1] not in listed(path[0])}
+    paths = {row: os.path.split(path) for row, path in enumerate(table["image"][:]) if not path.startswith(SCHEME)}
+    return {row: os.path.join(*path) for row, path in paths.items() if path[1] not in listed(path[0])}
 
 
 def _with_images(table: Dataset, rows: np.ndarray) -> Dataset:
-    if table.features == RANGES:
-        return cached(copy_images, PAIRS, (table._fingerprint, rows.tobytes()), table=table, rows=rows)
     if len(rows) < len(table):  # paths become a new table, so that a small sample does not keep the large one in memory
         table = Dataset.from_dict(table[rows], features=PATHS) if table.features == PATHS else table.select(rows)
     return table.cast_column("image", Image())

@@ -12,16 +12,12 @@ from datasets.fingerprint import Hasher
 
 from otclib.data.cache import cache_dir
 
-VERSION = 1  # part of the cache's name: raise it when the same shards begin to give another table
+VERSION = 2  # part of the cache's name: raise it when the same shards begin to give another table
 
 
-def _features(image: Any) -> Features:
-    return Features({"id": Value("string"), "image": image, "caption": Value("string"), "label": Value("string")})
-
-
-PAIRS = _features(Image())
-PATHS = _features(Value("string"))
-RANGES = _features({"path": Value("string"), "offset": Value("int64"), "size": Value("int64")})  # of a tar
+TEXTS = {"caption": Value("string"), "label": Value("string")}
+PAIRS = Features({"id": Value("string"), "image": Image(), **TEXTS})
+PATHS = Features({"id": Value("string"), "image": Value("string"), **TEXTS})  # or addresses inside tars
 
 
 def cached(generator: Callable, features: Features, key: tuple, **inputs: Any) -> Dataset:

@@ -10,10 +10,10 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset
 
-from otclib.data.readers.files import RANGES, cached
+from otclib.data.readers.files import PATHS, cached
+from otclib.data.readers.tarpart import address
 
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
@@ -60,10 +60,10 @@ def find_shards(root: Path, split: str, whole: bool) -> list[Path]:
 
 
 def index(root: Path, shards: list[Path], tsv: Path | None, class_names: list[str] | None = None) -> Dataset:
-    """Return the rows of tars with the places of the images, not their bytes."""
+    """Return the rows of tars, with the addresses of their images (``tarpart``) and not their bytes."""
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in [*shards, *([tsv] if tsv else [])]]
     inputs = {"root": root, "shards": tuple(shards), "tsv": tsv, "class_names": tuple(class_names or ())}
-    return cached(_scan, RANGES, (stamps, inputs), **inputs)
+    return cached(_scan, PATHS, (stamps, inputs), **inputs)
 
 
 def _scan(root: Path, shards: tuple[Path, ...], tsv: Path | None, class_names: tuple[str, ...]) -> Iterator[dict]:
@@ -80,20 +80,12 @@ def _scan(root: Path, shards: tuple[Path, ...], tsv: Path | None, class_names: t
                 if not label.isdecimal() or int(label) >= len(class_names):
                     raise ValueError(f"{key}.cls of {shard} is {label!r}; given {len(class_names)} class_names")
                 label = class_names[int(label)]
-            image = sample.get("image", {"path": f"{key}.jpg of {shard}", "offset": None, "size": None})
+            image = sample.get("image", f"{key}.jpg of {shard}")
             name = shard.relative_to(root).with_suffix("") / key
             yield {"id": str(name), "image": image, "caption": caption_of(sample, urls), "label": label}
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, dict, Callable[[], bytes]]]:
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
     for member in filter(tarfile.TarInfo.isfile, tar):
-        place = {"path": str(tar.name), "offset": member.offset_data, "size": member.size}
         if (file := tar.extractfile(member)) is not None:
-            yield member.name, place, file.read
-
-
-def copy_images(table: Dataset, rows: np.ndarray) -> Iterator[dict]:
-    for row in table.select(rows):
-        with open(row["image"]["path"], "rb") as shard:
-            shard.seek(row["image"]["offset"])
-            yield row | {"image": shard.read(row["image"]["size"])}
+            yield member.name, address(str(tar.name), member.offset_data, member.size), file.read

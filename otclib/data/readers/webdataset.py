@@ -22,7 +22,7 @@ def read(
 
     Shards are looked for in ``root/{split}/``, then in ``root`` by the split in their name (``cc3m-train-0000.tar``).
     Shards in ``root`` that name no split are ``train``. Tars must not be compressed. One pass over headers and texts
-    makes an index, and then the bytes of the chosen images are copied. The cache keeps both until a shard changes.
+    makes an index, which the cache keeps until a shard changes. Images are read from the shards when asked for.
 
     Parameters
     ----------

@@ -1,0 +1,46 @@
+"""Addresses of files inside tars: ``tarpart://OFFSET-SIZE/path/of.tar``. Their bytes are read when they are asked for.
+
+A table of a tar's images then holds addresses and no bytes, as that of a folder holds paths. ``datasets`` opens such an
+address through fsspec, also in the worker processes that decode images.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.spec import AbstractFileSystem
+
+SCHEME = "tarpart://"
+
+
+def address(tar: str | Path, offset: int, size: int) -> str:
+    """Return the address of ``size`` bytes of a tar from ``offset`` on; the tar's path is absolute.
+
+    >>> address("/data/00000.tar", 512, 3000)
+    'tarpart://512-3000/data/00000.tar'
+    """
+    return f"{SCHEME}{offset}-{size}{Path(tar).as_posix()}"
+
+
+class TarPart(AbstractFileSystem):
+    """Opens such addresses; fsspec makes one when it sees their scheme."""
+
+    protocol = SCHEME.removesuffix("://")
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BytesIO:
+        part, _, file = path.partition("/")
+        offset, _, size = part.partition("-")
+        if mode != "rb" or not (offset.isdecimal() and size.isdecimal()):
+            raise ValueError(f"{SCHEME}{path} cannot be opened with mode {mode!r}: it reads OFFSET-SIZE/path/of.tar")
+        with open(f"/{file}", "rb") as tar:
+            tar.seek(int(offset))
+            found = tar.read(int(size))
+        if len(found) < int(size):
+            raise FileNotFoundError(f"/{file} ends after {len(found)} of the {size} bytes at {offset}: was it changed?")
+        return io.BytesIO(found)
+
+
+fsspec.register_implementation(TarPart.protocol, TarPart, clobber=True)
