@@ -152,7 +152,6 @@ def test_a_cell_is_what_the_command_trains(unevaluated, tmp_path, monkeypatch):
         ({"epoch": 1}, "the configuration has the unknown key epoch"),
         ({"out": None}, "it lacks out"),
         ({"defense": "cleanclip", "options": {}}, "`repairs` must name the configuration of it"),
-        ({"defense": "cleanclip", "options": {}, "repairs": "clip.yaml", "seed": 4}, "clip.yaml has other seeds"),
         ({"defense": "cleanclip", "options": {}, "repairs": "otcclip.yaml"}, "what is repaired is a run of clip"),
         ({"processes": 0}, "processes is a whole number from 1 on, .* got 0"),
     ],

@@ -96,12 +96,12 @@ def planned(attack: Any, file: str | Path = "the configuration") -> list[str | d
     return [each for each in given if each != "none"]
 
 
-def how() -> set[str]:
+def how() -> list[str]:
     """Return the names of what ``train`` takes besides the pairs and the options of a defence, such as ``lr``."""
     from otclib.training import train
 
     parameters = inspect.signature(train).parameters.values()
-    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} - NOT_OF_A_SYSTEM
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in NOT_OF_A_SYSTEM]
 
 
 def is_flat(config: Mapping) -> bool:
@@ -112,12 +112,14 @@ def is_flat(config: Mapping) -> bool:
 def as_grid(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of one run as that of a grid of one cell; for a repair also the cell that it repairs.
 
+    That cell is trained as the file ``repairs`` says, on the data, with the attacks and with the seed of the repair.
+
     The run folder is ``<dataset>/<attack>/seed<k>/<defense>`` beside ``out``, so that the runs of one data set lie
     together, and the undefended run that CleanCLIP repairs is trained only once.
 
     Raises
     ------
-    ValueError : an unknown or a missing key, or a repair that does not fit what it repairs.
+    ValueError : an unknown or a missing key, or a repair of something else than a run of ``clip``.
     """
     from otclib import defenses
 
@@ -141,12 +143,8 @@ def as_grid(config: Mapping[str, Any]) -> dict[str, Any]:
     if defenses.repairs(defense):
         if "repairs" not in config:
             raise ValueError(f"{defense} goes on from a run: `repairs` must name the configuration of it, got none")
-        first = as_grid(read(config["repairs"]))
-        for key in ("datasets", "attacks", "seeds"):
-            if first[key] != grid[key]:
-                raise ValueError(
-                    f"{config['repairs']} has other {key} than what repairs its run: {first[key]}, {grid[key]}"
-                )
+        same = {key: config[key] for key in (*SOURCE, "attack", "seed", "out") if key in config}
+        first = as_grid(read(config["repairs"]) | same)
         if list(first["systems"]) != ["clip"]:
             raise ValueError(f"what is repaired is a run of clip, {config['repairs']} is {', '.join(first['systems'])}")
         systems = first["systems"] | systems
