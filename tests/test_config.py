@@ -116,10 +116,10 @@ def test_no_file_and_a_wrong_value(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
-def test_the_command_and_the_workflow_know_the_same_keys():
+def test_the_workflow_knows_every_key_of_the_command():
     options = {each.name for each in get_command(app).commands["train"].params} - {"config"}
     known = {*config.SOURCE, *config.NEEDED, *config.how(), "options", "repair_size"}
-    assert options == known
+    assert options <= known
 
 
 @pytest.mark.slow
