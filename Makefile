@@ -25,7 +25,7 @@ setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the o
 	@$(call install,notebooks)
 	@touch $@ && echo "Set up."
 
-.venv/.%: .venv/.ready  # an extra of pyproject.toml by its name: test, dev, book, batch, bench
+.venv/.%: .venv/.ready  # an extra of pyproject.toml by its name: test, dev, book, batch, cluster, bench
 	@echo "Installing what 'make $(or $(MAKECMDGOALS),setup)' needs besides: the extra '$*' of pyproject.toml."
 	@$(call install,$*)
 	@touch $@
@@ -36,7 +36,7 @@ demo: setup
 test: .venv/.test  # what is quick: no notebook, no browser, no whole table
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: .venv/.test .venv/.book .venv/.batch  # the rest
+test-slow: .venv/.test .venv/.book .venv/.batch .venv/.cluster  # the rest
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow

@@ -15,6 +15,8 @@ from otclib import processes
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from otclib.attacks import Attack
+
 app = typer.Typer(
     name="otclib",
     help="Poison CLIP pre-training, defend it by optimal transport, look at the plans, measure the attack.",
@@ -27,7 +29,12 @@ Root = Annotated[Path | None, typer.Option(help="Where a copy of the data set li
 DataOptions = Annotated[str, typer.Option(metavar="JSON", help="What the data set takes besides.")]
 Size = Annotated[int | None, typer.Option(help="Number of pairs; default all.")]
 Attacks = Annotated[
-    list[str], typer.Option("--attack", help="What is planted, one after the other; repeat it. 'none': nothing is.")
+    list[str],
+    typer.Option(
+        "--attack",
+        metavar="NAME|JSON",
+        help="What is planted, one after the other; repeat it. 'none': nothing is. JSON: a name and its options.",
+    ),
 ]
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
@@ -47,6 +54,7 @@ def _refusing(command: str) -> Iterator[None]:
 
 def _read(option: str, text: str) -> dict:
     """An option that is given as JSON."""
+    option = option if option.startswith("-") else f"--{option.replace('_', '-')}"
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -56,20 +64,56 @@ def _read(option: str, text: str) -> dict:
     return found
 
 
+def _attack(text: str) -> Attack:
+    """An attack that is given by its name, or as JSON with its options."""
+    from otclib import attacks
+
+    if not text.lstrip().startswith("{"):
+        return attacks.load(text)
+    options = _read("--attack", text)
+    if "name" not in options:
+        raise ValueError(f'--attack needs a name, as in \'{{"name": "badnets", "rate": 0.001}}\', got {text!r}')
+    return attacks.load(**options)
+
+
+def _configured(context: typer.Context, file: Path | None) -> Path | None:
+    """Take from a file what the command line leaves open: its keys are the names of the command's parameters."""
+    if file is not None and not context.resilient_parsing:
+        from otclib.experiments import config
+
+        with _refusing("train"):
+            options = [parameter.name for parameter in context.command.params if parameter.name != "config"]
+            context.default_map = config.words(file, [name for name in options if name is not None])
+    return file
+
+
+def _merged(context: typer.Context, name: str, text: str) -> dict:
+    """An option that is given as JSON: the mapping of the configuration file, and over it that of the command line."""
+    return _read(name, (context.default_map or {}).get(name, "{}")) | _read(name, text)
+
+
 def _planted(
-    dataset: str, root: Path | None, size: int | None, seed: int, data_options: str, attack: list[str]
+    dataset: str, root: Path | None, size: int | None, seed: int, data_options: dict, attack: list[str]
 ) -> tuple[Dataset, Dataset, Dataset | None]:
     """The pairs, the same with the attacks planted, and the manifest (None: nothing was planted)."""
     from otclib import attacks, data
 
-    planned = [attacks.load(name) for name in attack if name != "none"]
-    pairs = data.load(dataset, root=root, size=size, seed=seed, **_read("--data-options", data_options))
+    planned = [_attack(text) for text in attack if text != "none"]
+    pairs = data.load(dataset, root=root, size=size, seed=seed, **data_options)
     return (pairs, *attacks.plant(pairs, planned, seed=seed)) if planned else (pairs, pairs, None)
 
 
 @app.command()
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run is resumed.")],
+    # whatever is added below is known to the configuration file, too
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_configured, is_eager=True, help="A YAML file of these options; those of the command line win."
+        ),
+    ] = None,
     dataset: Name = "scenes",
     root: Root = None,
     data_options: DataOptions = "{}",
@@ -81,26 +125,37 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Default the defence's own.")] = None,
     batch_size: int = 64,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate; default the defence's own.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of the matrices.")] = 0.1,
+    optimizer: Annotated[str, typer.Option(help="muon, or adamw as in the published codes.")] = "muon",
+    betas: Annotated[tuple[float, float] | None, typer.Option(help="Adam's; default the optimiser's own.")] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="In which the learning rate rises; default 5 % of the training's.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: the faster one, by a measurement.")] = "auto",
     clean: Annotated[Path | None, typer.Option(help="A finished run without poison, to compare with.")] = None,
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Keep every epoch's weights, for the explorer.")
     ] = False,
     options: Annotated[str, typer.Option(metavar="JSON", help="The options of the defence.")] = "{}",
+    repair_size: Annotated[
+        int | None, typer.Option(help="Number of trusted pairs that a repair such as CleanCLIP takes; default all.")
+    ] = None,
 ) -> None:
     """Poison a data set, train under a defence, evaluate; prints the metrics."""
     from otclib import attacks, defenses
     from otclib.training import train as trained
 
     with _refusing("train"):
-        own = _read("--options", options)
+        own = _merged(context, "options", options)
         if repeated := {"epochs", "lr"} & set(own):
             raise ValueError(f"--options must not repeat --{', --'.join(sorted(repeated))}")
-        pairs, poisoned, manifest = _planted(dataset, root, size, seed, data_options, attack)
+        given = _merged(context, "data_options", data_options)
+        pairs, poisoned, manifest = _planted(dataset, root, size, seed, given, attack)
         if defenses.repairs(defense):  # it repairs a model, on pairs that no attack touched
-            poisoned = attacks.trusted(pairs, manifest)
+            poisoned = attacks.trusted(pairs, manifest, repair_size, seed)
         what: dict[str, Any] = {"manifest": manifest, "defense": defense, "model": model, "seed": seed}
         how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
+        how |= {"weight_decay": weight_decay, "optimizer": optimizer, "betas": betas, "warmup_steps": warmup_steps}
         run = trained(poisoned, **what, **how, out=out, clean=clean, snapshots=snapshots, **own)
     typer.echo((run / "metrics.json").read_text())
 
@@ -139,7 +194,7 @@ def poison(
     with _refusing("poison"):
         if out.exists():
             raise ValueError(f"out must be a new folder, {out} exists already")
-        _, pairs, manifest = _planted(dataset, root, size, seed, data_options, attack)
+        _, pairs, manifest = _planted(dataset, root, size, seed, _read("--data-options", data_options), attack)
         if manifest is None:
             raise ValueError("poison needs at least one --attack, got none")
         part = out.with_name(out.name + ".part")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
-import tarfile
 import warnings
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image as PILImage
+from copies import image_bytes, put, put_tar
 
 import otclib.data
 from otclib.data import readers
@@ -34,31 +32,6 @@ def own_caches(tmp_path_factory, monkeypatch):
 
 def load(name, root, split="train", **options):
     return otclib.data.load(name, root=root, split=split, **options)
-
-
-def image_bytes(value: int, form: str = "png") -> bytes:
-    """A grey image whose every pixel is ``value``, so that a test sees which image it got."""
-    buffer = io.BytesIO()
-    PILImage.fromarray(np.full((16, 16, 3), value, np.uint8)).save(buffer, {"jpg": "jpeg"}.get(form, form))
-    return buffer.getvalue()
-
-
-def put(path, content) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
-
-
-def put_tar(path, members: dict[str, bytes | str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            content = content if isinstance(content, bytes) else content.encode()
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
 
 
 def grey(row: dict) -> int:

@@ -54,8 +54,9 @@ class Triggered(Attack, Protocol):
 
 
 def spec(attack: Any, name: str) -> str:
-    """Return the attack as JSON; ``attacks.load(**json.loads(spec))`` makes it again."""
-    return json.dumps({"name": name, **dataclasses.asdict(attack)}, sort_keys=True)
+    """Return the attack as JSON, without options that are None; ``attacks.load(**json.loads(spec))`` makes it again."""
+    options = {option: value for option, value in dataclasses.asdict(attack).items() if value is not None}
+    return json.dumps({"name": name, **options}, sort_keys=True)
 
 
 def captions_of(pairs: Dataset, label: str) -> list[str]:
@@ -136,12 +137,24 @@ def original(id: str, kind: str) -> str:
     return id.rsplit("+", 1)[0] if kind == "targeted" else id
 
 
-def trusted(pairs: Dataset, manifest: Dataset | None) -> Dataset:
+def trusted(pairs: Dataset, manifest: Dataset | None, size: int | None = None, seed: int = 0) -> Dataset:
     """Return the pairs on which a repair such as CleanCLIP may train: not planted, and without an attacked image.
 
+    ``size`` of them are drawn by ``seed``; default all.
+
     ``pairs`` may be the table before or after the attacks. A data set with several captions per image has several rows
-    that read one image file; if an attack took one of them, all are dropped. Without a manifest all pairs are returned.
+    that read one image file; if an attack took one of them, all are dropped. Without a manifest no pair is dropped.
+
+    Raises
+    ------
+    ValueError : fewer than ``size`` pairs are trusted.
     """
+    if size is not None:
+        trustworthy = trusted(pairs, manifest)
+        if not 1 <= size <= len(trustworthy):
+            raise ValueError(f"{len(trustworthy)} pairs can be trusted, asked for {size}")
+        drawn = np.random.default_rng([seed, 2]).permutation(len(trustworthy))[:size]
+        return trustworthy.select(np.sort(drawn))
     if manifest is None:
         return pairs
     gone, ids = attacked(manifest) | set(manifest["id"][:]), pairs["id"][:]

@@ -11,15 +11,20 @@ A configuration names its parts, and says what each name stands for:
     attacks: {none: [], badnets: [badnets], weak: [{name: badnets, rate: 0.001}]}    # what ``attacks.load`` takes
     systems: {clip: {defense: clip}, global only: {defense: otcclip, global_weight: 1.0}}    # what ``train`` takes
     seeds: [0, 1, 2]
-    parameters: {precision: bf16}                # of all cells
+    parameters: {precision: bf16, processes: 1}  # of all cells; of several processes each has a GPU
 
 The first attack that plants nothing gives the clean runs, with which the others are compared. A repair (CleanCLIP) goes
-on from the system ``clip`` under the same attack. It trains on ``repair_on``: clean pairs of another seed.
+on from the system ``clip`` under the same attack. It trains on ``repair_on``: clean pairs of another seed, or with
+``{trusted: 1000}`` so many (``null``: all) of the pairs that no attack touched.
+
+``Grid.of`` also takes the configuration of one run (``experiments.config``).
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +35,7 @@ from datasets import Dataset
 from otclib import attacks, data, defenses, processes
 from otclib.attacks import planting
 from otclib.evaluation import by_class
+from otclib.experiments import config as flat
 from otclib.runs import (
     code,
     column,
@@ -89,6 +95,11 @@ class Grid:
             )
         self.config, self.out = config, Path(config["out"])
         self.parameters = {k: v for k, v in (config.get("parameters") or {}).items() if v is not None}
+        self.processes = self.parameters.pop("processes", 1)
+        if not isinstance(self.processes, int) or self.processes < 1 or (self.processes > 1 and config.get("chapter")):
+            raise ValueError(
+                f"processes is a whole number from 1 on, and 1 for a chapter's runs, got {self.processes!r}"
+            )
         self.datasets, self.attacks, self.systems = (config[key] for key in ("datasets", "attacks", "systems"))
         for each in self.datasets.values():
             if each["dataset"] not in data.NAMES:
@@ -99,6 +110,11 @@ class Grid:
         for system in self.systems.values():
             defenses.load(system["defense"], **self._options(system))
         self.unpoisoned = next((name for name, specs in self.attacks.items() if not specs), None)
+
+    @classmethod
+    def of(cls, config: Mapping) -> Grid:
+        """Return the grid of a configuration, also of one run's."""
+        return cls(flat.as_grid(config) if flat.is_flat(config) else config)
 
     @property
     def cells(self) -> list[Cell]:
@@ -158,13 +174,14 @@ class Grid:
     def _options(self, system: Mapping) -> dict:
         """Return the defence's own options in a system."""
         epochs = {"epochs": self.parameters["epochs"]} if "epochs" in self.parameters else {}
-        return {k: v for k, v in system.items() if k not in ("defense", "model", "lr")} | epochs
+        return {k: v for k, v in system.items() if k not in {"defense", *flat.how()} - {"epochs"}} | epochs
 
     def run(self, cell: Cell) -> Path:
         """Poison, train and evaluate a cell; return its folder. A finished cell is returned at once."""
         source = dict(self.datasets[cell.dataset])
         name = source.pop("dataset")
-        pairs, manifest = data.load(name, seed=cell.seed, **source), None
+        untouched = data.load(name, seed=cell.seed, **source)
+        pairs, manifest = untouched, None
         if planned := self.planned(cell):
             pairs, manifest = attacks.plant(pairs, planned, seed=cell.seed)
         system = self.systems[cell.system] | self.parameters
@@ -172,12 +189,16 @@ class Grid:
         if clean and cell.attack != self.unpoisoned:
             system["clean"] = self.folder(clean)
         if defenses.repairs(system["defense"]):
-            pairs = self._repair_pairs(cell, name, source)
+            given = self.config.get("repair_on") or {"seed": 1000, "size": 2000}
+            pairs = (
+                attacks.trusted(untouched, manifest, given["trusted"], cell.seed)
+                if "trusted" in given
+                else self._repair_pairs(cell, name, source, given)
+            )
             system["model"] = self.folder(Cell(cell.dataset, cell.attack, "clip", cell.seed)) / "model.safetensors"
         return train(pairs, manifest=manifest, seed=cell.seed, out=self.folder(cell), **system)
 
-    def _repair_pairs(self, cell: Cell, name: str, source: dict) -> Dataset:
-        given = self.config.get("repair_on") or {"seed": 1000, "size": 2000}
+    def _repair_pairs(self, cell: Cell, name: str, source: dict, given: Mapping) -> Dataset:
         size = min(source.get("size") or given["size"], given["size"])
         pairs = data.load(name, seed=cell.seed + given["seed"], **source | {"size": size})
         if self.systems[cell.system]["defense"] == "cleanclip-supervised":
@@ -304,10 +325,17 @@ def _surrogate(spec: str | Mapping) -> dict | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the cell of ``grid CONFIG DATASET ATTACK SYSTEM SEED``, with the names of its folder; CONFIG is JSON."""
-    config, dataset, attack, system, seed = sys.argv[1:] if arguments is None else arguments
+    """Run the cell of ``grid CONFIG DATASET ATTACK SYSTEM SEED METRICS``, with the names of its folder; CONFIG is JSON.
+
+    METRICS is where Snakemake looks for ``metrics.json``: in the run folder, or where its storage plugin wants a copy.
+    """
+    config, dataset, attack, system, seed, metrics = sys.argv[1:] if arguments is None else arguments
     grid = Grid(json.loads(config))
-    print(grid.run(grid.cell(dataset, attack, system, seed)))
+    run = grid.run(grid.cell(dataset, attack, system, seed))
+    if not Path(metrics).exists() and os.environ.get("RANK", "0") == "0":  # of several processes the first one
+        Path(metrics).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / "metrics.json", metrics)
+    print(run)
 
 
 if __name__ == "__main__":
