@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,16 @@ def train(
         int | None, typer.Option(help="In which the learning rate rises; default 5 % of the training's.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, or auto: the faster one, by a measurement.")] = "auto",
+    image_memory: Annotated[
+        int | None, typer.Option(help="Bytes: more images than fit are decoded anew in every epoch. Default 1 GiB.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode images; default one for each core.")
+    ] = None,
+    tracker: Annotated[
+        str, typer.Option(help="tensorboard (in OUT/tensorboard), wandb, mlflow or none.")
+    ] = "tensorboard",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps, besides the end of every epoch.")] = 1000,
     clean: Annotated[Path | None, typer.Option(help="A finished run without poison, to compare with.")] = None,
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Keep every epoch's weights, for the explorer.")
@@ -156,8 +167,11 @@ def train(
         what: dict[str, Any] = {"manifest": manifest, "defense": defense, "model": model, "seed": seed}
         how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
         how |= {"weight_decay": weight_decay, "optimizer": optimizer, "betas": betas, "warmup_steps": warmup_steps}
+        how |= {"tracker": tracker, "checkpoint_every": checkpoint_every, "workers": workers}
+        how |= {} if image_memory is None else {"image_memory": image_memory}
         run = trained(poisoned, **what, **how, out=out, clean=clean, snapshots=snapshots, **own)
-    typer.echo((run / "metrics.json").read_text())
+    if int(os.environ.get("RANK", 0)) == 0:  # of several processes the first one alone evaluates
+        typer.echo((run / "metrics.json").read_text())
 
 
 @app.command()

@@ -148,6 +148,6 @@ def one_cycle(progress: float, warm: float = WARM) -> float:
 
     ``progress`` : share of the training that is over, in [0, 1].
     """
-    if progress < warm:
-        return (progress + 1e-3) / (warm + 1e-3)
+    if progress < warm or warm >= 1:  # in a run that is shorter than its warm-up the rate only rises
+        return min(1.0, (progress + 1e-3) / (warm + 1e-3))
     return 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))

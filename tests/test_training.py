@@ -118,6 +118,8 @@ def test_planted_counts_by_hand(pairs):
 def test_learning_rate_rises_and_falls():
     rates = [optim.one_cycle(p) for p in (0, 0.025, 0.05, 0.525, 1.0)]
     assert rates == pytest.approx([0.02, 0.51, 1.0, 0.5, 0.0], abs=0.02)
+    assert [optim.one_cycle(p, warm=2.0) for p in (0, 1.0)] == pytest.approx([0.0, 0.5], abs=0.01)
+    assert optim.one_cycle(1.0, warm=1.0) == 1.0
 
 
 def test_otcclip_stays_moves_or_leaves_out(poisoned, small):

@@ -17,7 +17,14 @@ NEWER = {"optimizer": "muon", "betas": None, "warmup_steps": None}  # what older
 
 
 def refuse(
-    pairs: Dataset, defense: str, method: Defense, model: str | Path, config: dict[str, Any], clean: str | Path | None
+    pairs: Dataset,
+    defense: str,
+    method: Defense,
+    model: str | Path,
+    config: dict[str, Any],
+    *,
+    clean: str | Path | None,
+    checkpoint_every: int,
 ) -> None:
     """Raise an error for what cannot be trained, before anything is written."""
     if method.epochs < 1:
@@ -34,6 +41,8 @@ def refuse(
         raise ValueError(f"optimizer is one of {', '.join(KINDS)}, got {config['optimizer']!r}")
     if config["warmup_steps"] is not None and config["warmup_steps"] < 0:
         raise ValueError(f"warmup_steps must be at least 0, got {config['warmup_steps']}")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1 step, got {checkpoint_every}")
     if method.REPAIRS and not models.has_weights(model):
         raise ValueError(f"{defense} goes on from a trained model: model must be its weights file, got {str(model)!r}")
     if clean is not None and not (Path(clean) / "model.safetensors").exists():

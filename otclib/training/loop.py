@@ -135,7 +135,7 @@ def train(
         "poisoned": 0 if manifest is None else len(manifest),
         "attacks": [] if manifest is None else sorted(set(manifest["attack"])),
     }
-    configuration.refuse(pairs, defense, method, model, config, clean)
+    configuration.refuse(pairs, defense, method, model, config, clean=clean, checkpoint_every=checkpoint_every)
     refuse_unknown(tracker)
     writable(out)
     before = configuration.found(out, config)
