@@ -43,7 +43,7 @@ class Captions:
         self.labels = pairs["label"][:]
         self.labelled = torch.tensor([label is not None for label in self.labels])
         self.captions = pairs["caption"][:] if self.labelled.any() else []  # without labels nobody asks for them
-        self.poison = torch.tensor([id in source for id in pairs["id"]])
+        self.poison = torch.tensor([id in source for id in pairs["id"][:]])
 
     def look(self, caption_of: Tensor) -> dict:
         used = caption_of != LEFT_OUT
