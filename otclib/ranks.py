@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -111,8 +113,7 @@ def join() -> tuple[Accelerator, Ranks]:
     ValueError : the launcher started fewer processes than it was asked for.
     NotImplementedError : a launcher's configuration asks for gradient accumulation, or for sharded weights.
     """
-    started = os.environ
-    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(started) and "WORLD_SIZE" not in started:
+    if _too_few():
         raise ValueError(
             "accelerate launch was asked for several processes and started one, because it found no second GPU: add "
             "--multi_gpu, which starts them on the CPU, too, or use torchrun --nproc_per_node N"
@@ -134,6 +135,28 @@ def join() -> tuple[Accelerator, Ranks]:
             "open_clip's towers up to ViT-H allow; launch with MULTI_GPU or MULTI_CPU"
         )
     return accelerator, Ranks(accelerator.process_index, accelerator.num_processes)
+
+
+def as_many_as_asked(module: str) -> None:
+    """Replace this process by as many as ``accelerate launch`` was asked for, where it started only one of them.
+
+    On a machine without a second GPU it starts one, unless ``--multi_gpu`` is given as well. Called by the modules that
+    are launched, before anything else; ``module`` is this module's name.
+    """
+    if not _too_few():
+        return
+    words = psutil.Process(os.getppid()).cmdline()
+    given = [words[k + 1] for k, word in enumerate(words[:-1]) if word == "--num_processes"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--num_processes=")]
+    if given and given[0].isdecimal():
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", given[0], "-m", module]
+        os.execve(sys.executable, [sys.executable, *torchrun, *sys.argv[1:]], environment)
+
+
+def _too_few() -> bool:
+    """Return whether accelerate was asked for several processes and started one."""
+    return {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= set(os.environ) and "WORLD_SIZE" not in os.environ
 
 
 def _leave() -> None:

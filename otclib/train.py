@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from otclib import processes
+from otclib.ranks import as_many_as_asked
 
 
 class _Command(types.ModuleType):
@@ -41,5 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with processes.stoppable("otclib.train", "the same command goes on from the last finished epoch"):
+    as_many_as_asked("otclib.train")
+    with processes.stoppable("otclib.train", "the same command goes on from its last checkpoint"):
         main()

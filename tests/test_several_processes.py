@@ -1,9 +1,14 @@
 """Runs in several processes, and runs that are killed: both end as an undisturbed run in one process does."""
 
 import hashlib
+import os
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import copies
 import psutil
 import pytest
 import torch
@@ -66,6 +71,29 @@ def kill(process) -> None:
     for each in whole:
         each.kill()
     process.wait()
+
+
+@pytest.mark.slow
+def test_a_published_file_is_launched_killed_and_launched_again(tmp_path):
+    """As a new user would, on a tiny copy of COCO and without a GPU, where accelerate alone would start one process."""
+    root = copies.coco(tmp_path / "coco", ["umbrella", "desk", "palace", "clock", "dog", "red car"] * 8)
+    file = Path(__file__).parent.parent / "configs" / "published" / "otcclip-coco.yaml"
+    command = ["-m", "accelerate.commands.launch", "--num_processes", 2, "-m", "otclib.train", "--config", file]
+    command += ["--root", root, "--out", tmp_path / "run", "--model", "small", "--epochs", 3, "--batch-size", 16]
+    command += ["--attack", "badnets", "--options", '{"near_share": 1.0}', "--checkpoint-every", 1]
+    command = [sys.executable, *map(str, command)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    kill(process)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert config_of(tmp_path / "run")["processes"] == 2 and len(log_of(tmp_path / "run")) == 3
+    assert done.stdout.count('"defense": "otcclip"') == 1, "one process prints the metrics"
 
 
 @pytest.mark.slow

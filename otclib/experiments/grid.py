@@ -36,6 +36,7 @@ from otclib import attacks, data, defenses, processes
 from otclib.attacks import planting
 from otclib.evaluation import by_class
 from otclib.experiments import config as flat
+from otclib.ranks import as_many_as_asked
 from otclib.runs import (
     code,
     column,
@@ -339,5 +340,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with processes.stoppable("otclib.experiments.grid", "the same command goes on from the last finished epoch"):
+    as_many_as_asked("otclib.experiments.grid")
+    with processes.stoppable("otclib.experiments.grid", "the same command goes on from its last checkpoint"):
         main()
