@@ -16,7 +16,7 @@ from otclib import defenses, losses
 from otclib.defenses import safeclip
 from otclib.defenses.bank import Bank
 from otclib.runs import config_of, log_of, write_json
-from otclib.training import loop
+from otclib.training import journal
 
 SHORT = {"roclip": {"every": 2, "first": 0}, "safeclip": {"warmup": 1, "slow_epochs": 1, "grow": 0.5}}
 
@@ -252,7 +252,7 @@ def test_risky_pairs_come_first_and_the_slow_phase_is_slow(pairs, small):
 @pytest.mark.parametrize("name", ["roclip", "safeclip"])
 def test_interrupted_and_resumed_is_the_same(name, runs_of, unevaluated, poisoned, tmp_path, monkeypatch):
     table, manifest = poisoned
-    checkpoint = loop.save
+    checkpoint = journal.save
 
     def checkpoint_then_die(out, trainer, method, log):
         checkpoint(out, trainer, method, log)
@@ -263,7 +263,7 @@ def test_interrupted_and_resumed_is_the_same(name, runs_of, unevaluated, poisone
         same = {"manifest": manifest, "defense": name, "seed": 5, "epochs": 4, "progress": False}
         return otclib.train(table, out=tmp_path / "run", **same, **SHORT[name])
 
-    monkeypatch.setattr(loop, "save", checkpoint_then_die)
+    monkeypatch.setattr(journal, "save", checkpoint_then_die)
     with pytest.raises(KeyboardInterrupt):
         go()
     monkeypatch.undo()

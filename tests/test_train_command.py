@@ -14,7 +14,7 @@ import otclib
 from otclib import evaluation
 from otclib.data import probes
 from otclib.runs import config_of, log_of
-from otclib.training import loop
+from otclib.training import journal, loop
 
 train_command = importlib.import_module("otclib.train")
 FINISHED = [
@@ -102,14 +102,14 @@ def test_a_finished_run_is_returned_at_once(folder, finished, capsys, monkeypatc
 
 def test_an_interrupted_run_is_resumed(folder, tmp_path, capsys, monkeypatch):
     """Killed after its first epoch of two, then before its evaluation; the command goes on from where it was."""
-    more, write = ("--epochs", 2), loop.save
+    more, write = ("--epochs", 2), journal.save
 
     def write_then_die(out, trainer, *rest):
         write(out, trainer, *rest)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "save", write_then_die)
+        patch.setattr(journal, "save", write_then_die)
         train_command.main(command(folder, tmp_path / "run", *more))
     assert (tmp_path / "run" / "checkpoint.pt").exists() and not (tmp_path / "run" / "metrics.json").exists()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

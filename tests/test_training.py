@@ -13,7 +13,7 @@ import otclib
 from otclib import defenses, models, optim, training
 from otclib.defenses.otcclip import OTCClip
 from otclib.runs import config_of, log_of
-from otclib.training import loop, side_by_side
+from otclib.training import journal, side_by_side
 from otclib.training.monitoring import Captions, spoken
 
 
@@ -78,13 +78,13 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
             near_share=0.2,
         )
 
-    checkpoint = loop.save
+    checkpoint = journal.save
 
     def checkpoint_then_die(*arguments):
         checkpoint(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save", checkpoint_then_die)
+    monkeypatch.setattr(journal, "save", checkpoint_then_die)
     with pytest.raises(KeyboardInterrupt):
         go()
     assert not (tmp_path / "run" / "metrics.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,50 @@ from datasets import Dataset
 
 from otclib import models
 from otclib.defenses.base import Defense
-from otclib.optim import KINDS
-from otclib.runs import code, config_of, machine, write_json
+from otclib.optim import KINDS, WARM
+from otclib.runs import code, config_of, fingerprint, machine, write_json
 from otclib.training.precision import CHOICES
+from otclib.training.tracking import refuse_unknown
 
 NEWER = {"optimizer": "muon", "betas": None, "warmup_steps": None}  # what older configurations do not say
 
 
+def describe(
+    pairs: Dataset, manifest: Dataset | None, method: Defense, batch_size: int, **given: Any
+) -> dict[str, Any]:
+    """Return what makes a run: the arguments that change it, and what identifies its pairs and its poison."""
+    return given | {
+        "options": dataclasses.asdict(method),
+        "batch_size": min(batch_size, len(pairs)),
+        "pairs": len(pairs),
+        "fingerprint": fingerprint(pairs),
+        "scenes": "objects" in pairs.column_names,
+        "poisoned": 0 if manifest is None else len(manifest),
+        "attacks": [] if manifest is None else sorted(set(manifest["attack"])),
+    }
+
+
+def steps(config: dict[str, Any]) -> int:
+    """Return how many steps an epoch has, if no pair is left out."""
+    return max(1, config["pairs"] // config["batch_size"])
+
+
+def warm(config: dict[str, Any]) -> float:
+    """Return the share of the training in which the learning rate rises."""
+    if config["warmup_steps"] is None:
+        return WARM
+    return config["warmup_steps"] / (config["options"]["epochs"] * steps(config))
+
+
 def refuse(
-    pairs: Dataset,
-    defense: str,
-    method: Defense,
-    model: str | Path,
-    config: dict[str, Any],
-    *,
-    clean: str | Path | None,
-    checkpoint_every: int,
+    method: Defense, config: dict[str, Any], *, clean: str | Path | None, checkpoint_every: int, tracker: str
 ) -> None:
     """Raise an error for what cannot be trained, before anything is written."""
     if method.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {method.epochs}")
-    if config["batch_size"] < 2 or len(pairs) < 2:
-        raise ValueError(
-            f"contrastive training needs at least 2 pairs a batch, got {len(pairs)} pairs, batch {config['batch_size']}"
-        )
+    if config["batch_size"] < 2 or config["pairs"] < 2:
+        found = f"{config['pairs']} pairs, batch {config['batch_size']}"
+        raise ValueError(f"contrastive training needs at least 2 pairs a batch, got {found}")
     if config["precision"] not in CHOICES:
         raise ValueError(f"precision is one of {', '.join(CHOICES)}, got {config['precision']!r}")
     if not config["lr"] > 0:
@@ -43,10 +64,12 @@ def refuse(
         raise ValueError(f"warmup_steps must be at least 0, got {config['warmup_steps']}")
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1 step, got {checkpoint_every}")
-    if method.REPAIRS and not models.has_weights(model):
-        raise ValueError(f"{defense} goes on from a trained model: model must be its weights file, got {str(model)!r}")
+    if method.REPAIRS and not models.has_weights(config["model"]):
+        what = f"model must be its weights file, got {config['model']!r}"
+        raise ValueError(f"{config['defense']} goes on from a trained model: {what}")
     if clean is not None and not (Path(clean) / "model.safetensors").exists():
         raise FileNotFoundError(f"the clean run to compare with is not finished, or not there: {clean}")
+    refuse_unknown(tracker)
 
 
 def found(out: Path, config: dict) -> dict:
@@ -71,7 +94,6 @@ def write(
     out: Path, config: dict, before: dict, *, measured: str | None, clean: str | Path | None, processes: int
 ) -> None:
     """Write ``config.json``: the configuration, and the code and machine with which the run began."""
-    out.mkdir(parents=True, exist_ok=True)
     made_with = {"code": code(), "machine": machine(), "processes": processes, "precision_measured": measured}
     made_with |= {key: before[key] for key in made_with if key in before}
     if made_with["code"] != code():

@@ -8,6 +8,7 @@ import operator
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +52,8 @@ def run(
     method: Defense,
     epoch: Epoch,
     *,
-    lr: float,
-    batch_size: int,
-    bar: dict,
+    config: dict[str, Any],
+    bar: bool,
     wait: Callable[[], None],
     after: Callable[[Epoch, int, dict[str, Tensor], float], None],
 ) -> dict:
@@ -61,8 +61,8 @@ def run(
 
     Parameters
     ----------
-    lr : the peak learning rate.
-    bar : how its progress bar looks.
+    config : ``lr`` is the peak learning rate, ``batch_size`` that of all processes together.
+    bar : show a progress bar.
     wait : returns when the gradients of all processes are averaged.
     after : called after every step with the epoch, the number of its steps, the parts of the loss, the learning rate.
 
@@ -72,10 +72,11 @@ def run(
     """
     trainer.model.train()
     start, core = time.perf_counter() - epoch.seconds, time.process_time() - epoch.core_seconds
-    plan = trainer.plan(epoch.order, batch_size, functools.partial(method.passes, trainer))
+    plan = trainer.plan(epoch.order, config["batch_size"], functools.partial(method.passes, trainer))
     steps = len(plan)
-    for batch in tqdm(trainer.batches(plan[epoch.step :]), initial=epoch.step, total=steps, leave=False, **bar):
-        rate = lr * method.learning_rate(trainer, trainer.progress(epoch.step / steps, method.epochs))
+    look: dict[str, Any] = {"desc": f"epoch {trainer.epoch + 1}", "leave": False, "disable": not bar}
+    for batch in tqdm(trainer.batches(plan[epoch.step :]), initial=epoch.step, total=steps, **look):
+        rate = config["lr"] * method.learning_rate(trainer, trainer.progress(epoch.step / steps, method.epochs))
         trainer.set_learning_rate(rate)
         parts = method.loss(trainer, batch)
         loss = functools.reduce(operator.add, parts.values())

@@ -10,25 +10,22 @@ call on a finished folder returns at once.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from otclib import defenses, evaluation, models
 from otclib.data.images import MEMORY
 from otclib.ranks import Ranks, average_gradients, join
-from otclib.runs import fingerprint, log_of, write_table
+from otclib.runs import log_of, write_table
 from otclib.training import configuration
-from otclib.training.checkpoint import alone, resume, save, writable, write_pairs
-from otclib.training.epoch import Epoch, begin, run
-from otclib.training.monitoring import Captions, spoken, watched
+from otclib.training.checkpoint import alone, resume, writable, write_pairs
+from otclib.training.epoch import begin, run
+from otclib.training.journal import Journal
 from otclib.training.precision import choose
-from otclib.training.tracking import EVERY, Tracker, refuse_unknown
 from otclib.training.trainer import Trainer
 
 
@@ -114,30 +111,24 @@ def train(
     """
     if epochs is not None:
         options["epochs"] = epochs
-    method, out = defenses.load(defense, **options), Path(out)
-    if lr is None:
-        lr = method.LR if optimizer == "muon" else method.LR / 4
-    config: dict[str, Any] = {
-        "defense": defense,
-        "options": dataclasses.asdict(method),
-        "model": str(model),
-        "seed": seed,
-        "batch_size": min(batch_size, len(pairs)),
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "optimizer": optimizer,
-        "betas": list(betas) if betas is not None else None,
-        "warmup_steps": warmup_steps,
-        "precision": precision,
-        "pairs": len(pairs),
-        "fingerprint": fingerprint(pairs),
-        "scenes": "objects" in pairs.column_names,
-        "poisoned": 0 if manifest is None else len(manifest),
-        "attacks": [] if manifest is None else sorted(set(manifest["attack"])),
-    }
-    configuration.refuse(pairs, defense, method, model, config, clean=clean, checkpoint_every=checkpoint_every)
-    refuse_unknown(tracker)
-    writable(out)
+    method, out = defenses.load(defense, **options), writable(Path(out))
+    lr = lr if lr is not None else method.LR if optimizer == "muon" else method.LR / 4
+    config = configuration.describe(
+        pairs,
+        manifest,
+        method,
+        batch_size,
+        defense=defense,
+        model=str(model),
+        seed=seed,
+        lr=lr,
+        weight_decay=weight_decay,
+        optimizer=optimizer,
+        betas=list(betas) if betas is not None else None,
+        warmup_steps=warmup_steps,
+        precision=precision,
+    )
+    configuration.refuse(method, config, clean=clean, checkpoint_every=checkpoint_every, tracker=tracker)
     before = configuration.found(out, config)
     if (out / "metrics.json").exists():
         return out
@@ -152,63 +143,52 @@ def train(
     network = network.to(accelerator.device)
     chosen = choose(config["precision"], network) if ranks.first else ("", None)
     config["precision"], measured = ranks.same(chosen)
-    progress = progress and ranks.first
-    if measured and progress:
+    if measured and progress and ranks.first:
         print(f"{out.name}  {measured}", flush=True)
     with alone(out) if ranks.first else contextlib.nullcontext():
         if ranks.first:
-            about: dict[str, Any] = {"measured": measured, "clean": clean, "processes": ranks.count}
-            configuration.write(out, config, before, **about)
+            configuration.write(out, config, before, measured=measured, clean=clean, processes=ranks.count)
             if manifest is not None:
                 write_table(out / "manifest.parquet", manifest)
-        how: dict[str, Any] = {key: config[key] for key in ("seed", "lr", "weight_decay", "precision")}
-        how |= {"optimizer": optimizer, "betas": betas, "image_memory": image_memory, "workers": workers}
-        how["grow"] = not models.has_weights(model)  # a trained model knows images of full size already
-        if warmup_steps is not None:
-            how["warm"] = warmup_steps / (method.epochs * max(1, len(pairs) // config["batch_size"]))
-        trainer = Trainer(pairs, network, tokenizer, accelerator, ranks=ranks, **how)
+        trainer = Trainer(
+            pairs,
+            network,
+            tokenizer,
+            accelerator,
+            ranks=ranks,
+            grow=not models.has_weights(model),  # a trained model knows images of full size already
+            warm=configuration.warm(config),
+            image_memory=image_memory,
+            workers=workers,
+            **{key: config[key] for key in ("seed", "lr", "weight_decay", "optimizer", "betas", "precision")},
+        )
         method.begin(trainer)
-        wait = average_gradients(trainer.optimizers, ranks)
-        if ranks.first:
-            watch = evaluation.default_watch(config) if watch is None else watch
-            watcher = evaluation.Watcher(network, tokenizer, manifest, watch)
-            captions = Captions(pairs, manifest)
         log, epoch = resume(out, trainer, method)
-        per_epoch = max(1, len(pairs) // config["batch_size"])
-        curves = Tracker(accelerator, tracker, out, trainer.epoch * per_epoch + (epoch.step if epoch else 0))
-
-        def after(epoch: Epoch, steps: int, parts: dict[str, Tensor], rate: float) -> None:
-            done = trainer.epoch + epoch.step / steps
-            if epoch.step % EVERY == 0:
-                values = {f"loss/{part}": value.detach() for part, value in parts.items()}
-                curves.log({k: float(v) for k, v in values.items()} | {"lr": rate}, round(done * per_epoch))
-            if epoch.step % checkpoint_every == 0 and epoch.step < steps and ranks.first:
-                save(out, trainer, method, log, epoch)
-            if tick is not None:
-                tick(done / method.epochs)
-
-        how = {"lr": config["lr"], "batch_size": config["batch_size"], "wait": wait, "after": after}
+        journal = Journal(
+            out,
+            trainer,
+            method,
+            log,
+            accelerator,
+            config=config,
+            done=trainer.epoch * configuration.steps(config) + (epoch.step if epoch else 0),
+            manifest=manifest,
+            watch=watch,
+            progress=progress,
+            live=live,
+            tick=tick,
+            tracker=tracker,
+            checkpoint_every=checkpoint_every,
+            snapshots=snapshots,
+        )
+        wait = average_gradients(trainer.optimizers, ranks)
         while trainer.epoch < method.epochs:
-            bar = {"desc": f"{out.name} {trainer.epoch + 1}", "disable": not (progress and watched(live))}
-            line = run(trainer, method, epoch or begin(trainer, method), bar=bar, **how)
-            epoch = None
-            trainer.epoch += 1
-            if not ranks.first:
-                continue
-            line |= captions.look(trainer.caption_of) | watcher.look()
-            if progress:
-                print(spoken(defense, line, method.epochs), flush=True)
-            log.append(line)
-            curves.log(line, trainer.epoch * per_epoch)
-            if snapshots:
-                (out / "epochs").mkdir(exist_ok=True)
-                file = out / "epochs" / f"{trainer.epoch:02d}.safetensors"
-                models.save(network, file, models.name_of(model), torch.float16)
-            save(out, trainer, method, log)
-            if live is not None:
-                live({out.name: log})
+            epoch = epoch or begin(trainer, method)
+            line = run(trainer, method, epoch, config=config, bar=journal.bar, wait=wait, after=journal.step)
+            trainer.epoch, epoch = trainer.epoch + 1, None
+            journal.epoch(line)
+        journal.close()
 
-        curves.finish()
         write_pairs(out, trainer, method)
         if ranks.first:
             method.finish(trainer, out)

@@ -79,7 +79,8 @@ class Trainer:
         image_memory: int = MEMORY,
         workers: int | None = None,
     ):
-        self.pairs, self.model, self.device, self.ranks = pairs, model, accelerator.device, ranks
+        self.pairs, self.model, self.tokenizer = pairs, model, tokenizer
+        self.device, self.ranks = accelerator.device, ranks
         full = models.image_size(model)
         self.sides = (round(SMALL * full) if grow and models.takes_any_size(model) else full, full)
         self.size = full  # of the views that are drawn now
