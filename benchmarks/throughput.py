@@ -1,0 +1,452 @@
+"""Images a second of training, beside open_clip's own loop. ``python -m benchmarks.throughput``, 20 minutes on two cores.
+
+- Plain CLIP: ``open_clip_train.train.train_one_epoch`` and ours, in one process and in turn. Both read the same JPEGs
+  from disk by a CSV, with as many workers and threads, batches of the same size, AdamW, and the same precision.
+- The share of an epoch in which each of them waits for its next batch.
+- Every defence beside plain CLIP: its steps, and what it does before its epochs.
+- The memory of processes that train on few and on many pairs.
+
+On a GPU the batches are larger, the precision is bf16, and compiled towers are one more way. Written to
+``benchmarks/results/throughput.json`` (``throughput-gpu.json`` on a GPU) and to ``book/results/throughput.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import pandas as pd
+import psutil
+import torch
+from accelerate import Accelerator
+
+import otclib
+from benchmarks.training import step, trainer_of
+from otclib import models
+from otclib.data.images import Images
+from otclib.defenses import Defense
+from otclib.experiments.pages import into_page
+from otclib.experiments.records import markdown
+from otclib.runs import code, machine, write_json
+from otclib.training import Trainer
+from otclib.training.epoch import begin, run
+
+RESULTS = Path(__file__).parent / "results"
+FEW = 1_000  # JPEGs on disk, and the pairs that memory is compared with
+GOALS = {"ratio": 1.0, "waiting": 0.1, "gib": 2.0}
+LR = 5e-4  # open_clip's own default
+
+
+class Size(NamedTuple):
+    """How a model is measured: the side of its images, pairs a step, steps an epoch, steps of a defence."""
+
+    side: int
+    batch: int
+    steps: int
+    defended: int
+
+
+CPU = {"small": Size(64, 64, 60, 20), "RN50": Size(224, 8, 12, 3)}
+GPU = {"small": Size(64, 512, 60, 20), "RN50": Size(224, 256, 20, 10)}
+QUICK = {"small": Size(64, 8, 2, 1), "RN50": Size(224, 2, 1, 1)}
+
+
+# -- the pairs: JPEGs on disk and a CSV that both loops read ---------------------------------------------------------
+
+
+def written(folder: Path, side: int, images: int) -> list[tuple[str, str]]:
+    """Write scenes as JPEGs of 8/7 of ``side``, as img2dataset's 256 pixels are to 224; return paths and captions."""
+    scenes = otclib.data.load("scenes", root=folder / "drawn", size=images, seed=10, image_size=side * 8 // 7)
+    (folder / f"{side}").mkdir()
+    rows = []
+    for k, scene in enumerate(scenes):
+        rows.append((str(folder / f"{side}" / f"{k}.jpg"), scene["caption"]))
+        scene["image"].save(rows[-1][0], quality=90)
+    return rows
+
+
+def listed(file: Path, rows: list[tuple[str, str]], pairs: int) -> Path:
+    """Write a CSV of so many pairs over the images; every caption is another one."""
+    many = ((rows[k % len(rows)][0], f"{rows[k % len(rows)][1]}, {k}") for k in range(pairs))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(many, columns=["image", "caption"]).to_csv(file, index=False)
+    return file
+
+
+# -- an epoch of either loop, and its time ---------------------------------------------------------------------------
+
+
+class Waited:
+    """An iterable, and the seconds for which its reader waits: for the first item, while workers start, and later."""
+
+    def __init__(self, items):
+        self.items, self.first, self.later = items, 0.0, 0.0
+
+    def __getattr__(self, name: str):
+        return getattr(self.items, name)
+
+    def __iter__(self) -> Iterator:
+        stream, first, start = iter(self.items), True, time.perf_counter()
+        for item in stream:
+            taken = time.perf_counter() - start
+            self.first, self.later = (taken, 0.0) if first else (self.first, self.later + taken)
+            yield item
+            first, start = False, time.perf_counter()
+
+
+def core_seconds() -> float:
+    """Core-seconds of this process and of its workers that have ended."""
+    own, theirs = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + theirs.ru_utime + theirs.ru_stime
+
+
+def timed(epoch: Callable[[], Waited]) -> dict[str, float]:
+    """Return the seconds of an epoch, the seconds of waiting, and the core-seconds with its workers."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    start, core = time.perf_counter(), core_seconds()
+    batches = epoch()
+    if cuda:
+        torch.cuda.synchronize()
+    out = {"seconds": time.perf_counter() - start, "core_seconds": core_seconds() - core}
+    out |= {"first_wait": batches.first, "waiting": batches.later / (out["seconds"] - batches.first)}
+    return out | ({"cuda_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {})
+
+
+def their_data():
+    """open_clip's data module. A CSV needs neither braceexpand nor webdataset; an empty module stands for a missing one."""
+    names = {"": ["PipelineStage"], ".filters": ["_shuffle"]}
+    names[".tariterators"] = ["base_plus_ext", "url_opener", "tar_file_expander", "valid_sample"]
+    for package, parts in ("braceexpand", {"": []}), ("webdataset", names):
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
+            for part, inside in parts.items():
+                sys.modules[package + part] = types.ModuleType(package + part)
+                vars(sys.modules[package + part]).update(dict.fromkeys(inside, object))
+    from open_clip_train import data
+
+    return data
+
+
+def their_epochs(model: str, csv: Path, size: Size, workers: int, device: str, precision: str) -> Callable[[], Waited]:
+    """Return open_clip's epoch, set up as its ``main`` does."""
+    from open_clip_train import distributed, params, scheduler, train
+
+    asked = f"--train-data {csv} --dataset-type csv --csv-img-key image --csv-caption-key caption --csv-separator ,"
+    asked += f" --model {model} --batch-size {size.batch} --workers {workers} --device {device} --lr {LR}"
+    args = params.parse_args([*asked.split(), "--precision", {"fp32": "fp32", "bf16": "amp_bf16"}[precision]])
+    distributed.init_distributed_device(args)
+    args.distill, args.wandb = False, False
+    kind = {"precision": args.precision, "device": args.device, "output_dict": True}
+    network, preprocess, _ = open_clip.create_model_and_transforms(args.model, None, **kind)
+    named = list(network.named_parameters())
+    plain = [n for n, p in named if p.ndim < 2 or any(part in n for part in ("bn", "ln", "bias", "logit_scale"))]
+    groups = [
+        {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
+        {"params": [p for n, p in named if n not in plain], "weight_decay": args.wd},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps)
+    data = their_data().get_data(args, (preprocess, None), tokenizer=open_clip.get_tokenizer(model))
+    loss, loader = open_clip.create_loss(args), data["train"].dataloader
+    schedule = scheduler.cosine_lr(optimizer, args.lr, args.warmup, loader.num_batches)
+
+    def epoch() -> Waited:
+        data["train"].dataloader = Waited(loader)
+        train.train_one_epoch(network, data, loss, 0, optimizer, None, schedule, None, args)
+        return data["train"].dataloader
+
+    return epoch
+
+
+def our_epoch(trainer: Trainer, method: Defense, images: Images, size: int) -> Waited:
+    """Train an epoch as ``otclib.train`` does, with these images."""
+    trainer.images, seen = images, []
+
+    def batches(plan: list) -> Waited:
+        seen.append(Waited(Trainer.batches(trainer, plan)))
+        return seen[0]
+
+    trainer.batches = batches
+    nothing = {"bar": {"disable": True}, "wait": lambda: None, "after": lambda *_: None}
+    run(trainer, method, begin(trainer, method), lr=LR, batch_size=size, **nothing)
+    del trainer.batches
+    return seen[0]
+
+
+def plain_rows(model: str, size: Size, csv: Path, workers: int, where: Accelerator, repeats: int) -> dict:
+    """Plain CLIP by both loops: every way trains an epoch in turn, ``repeats`` times after one that does not count."""
+    device = where.device.type
+    precision = "bf16" if device == "cuda" else "fp32"
+    pairs = otclib.data.load("csv", root=csv.parent, csv=csv.name)
+    trainer, method = trainer_of("clip", pairs, model, accelerator=where, optimizer="adamw", precision=precision)
+    resize = models.resize(trainer.model)
+    lazy, held = Images(pairs, resize, 0, workers), Images(pairs, resize, 1 << 40)
+    ways = {
+        "open_clip": their_epochs(model, csv, size, workers, device, precision),
+        "ours": lambda: our_epoch(trainer, method, lazy, size.batch),
+        "ours, images in memory": lambda: our_epoch(trainer, method, held, size.batch),
+    }
+    found: dict[str, list] = {}
+    for name, way in ways.items():
+        way()
+        found[name] = []
+    for _ in range(repeats):
+        for name, way in ways.items():
+            found[name].append(timed(way))
+    out = {"model": model, **size._asdict(), "precision": precision, "optimizer": "adamw", "repeats": repeats}
+    out |= {"runs": found, "ways": {name: middle(runs, size) for name, runs in found.items()}}
+    if device == "cuda":
+        out["ways"]["ours, compiled"] = compiled(trainer, ways["ours"], size, repeats)
+    speed = {name: way["images_per_second"] for name, way in out["ways"].items() if "error" not in way}
+    return out | {"ratio": {name: fast / speed["open_clip"] for name, fast in speed.items() if name != "open_clip"}}
+
+
+def middle(runs: list[dict], size: Size) -> dict[str, float]:
+    """Return the medians of the runs of a way, and images a second from that of its seconds."""
+    out = {key: statistics.median(each[key] for each in runs) for key in runs[0]}
+    images = size.batch * size.steps
+    return out | {
+        "images_per_second": images / out["seconds"],
+        "core_ms_per_image": 1000 * out["core_seconds"] / images,
+    }
+
+
+def compiled(trainer: Trainer, way: Callable[[], Waited], size: Size, repeats: int) -> dict:
+    """Ours with towers from ``torch.compile``; if that fails, the error in words."""
+    before = trainer.towers
+    try:
+        trainer.towers = torch.compile(before)
+        way()
+        return middle([timed(way) for _ in range(repeats)], size)
+    except Exception as error:  # a compiler has many
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    finally:
+        trainer.towers = before
+
+
+# -- the defences ----------------------------------------------------------------------------------------------------
+
+
+class Phase(NamedTuple):
+    """Epochs of a kind: one of them, their share of a run's steps, and how often in an epoch ``begin_epoch`` works."""
+
+    epoch: int
+    share: float
+    matchings: float = 0.0
+
+
+def phases(name: str, method: Defense) -> list[Phase]:
+    """Return what a whole run of a defence is made of."""
+    n = method.epochs
+    if name == "roclip":
+        matching = [epoch for epoch in range(n) if method.matches(epoch)]
+        return [Phase(0, 1 - len(matching) / n), Phase(matching[0], len(matching) / n)]
+    if name == "safeclip":  # a selecting epoch takes the unimodal loss for the risky pairs, the contrastive for the rest
+        selecting = range(n - method.warmup - method.slow_epochs)
+        safe = sum(min(method.cap, method.min_safe + k * method.grow) for k in selecting)
+        unimodal = (method.warmup + len(selecting) - safe) / n
+        return [
+            Phase(0, unimodal),
+            Phase(method.warmup, 1 - unimodal),
+            Phase(n - len(selecting), 0, len(selecting) / n),
+        ]
+    if name == "otcclip":
+        matchings = len(range(method.warmup, n, method.every))
+        return [Phase(0, method.warmup / n), Phase(method.warmup, 1 - method.warmup / n, matchings / n)]
+    return [Phase(0, 1.0)]
+
+
+def defense_rows(model: str, size: Size, csv: Path, where: Accelerator, repeats: int) -> dict:
+    """Milliseconds an image of every defence over a whole run, steps in turn; images in memory, at full size.
+
+    One model is trained by all of them. It has learned nothing, so the matching solves more than later in a real run.
+    """
+    pairs = otclib.data.load("csv", root=csv.parent, csv=csv.name)
+    precision = "bf16" if where.device.type == "cuda" else "fp32"
+    how = {"accelerator": where, "optimizer": "adamw", "precision": precision, "image_memory": 1 << 40, "lr": 1e-4}
+    trainer, _ = trainer_of("clip", pairs, model, grow=True, **how)
+    own, work = trainer.caption_of, []
+    parts: dict[str, dict] = {}
+    for name in ("clip", "roclip", "safeclip", "cleanclip", "otcclip"):
+        method = otclib.defenses.load(name)
+        method.begin(trainer)
+        parts[name] = {"before_epochs": 0.0, "steps": []}
+        for phase in phases(name, method):
+            trainer.caption_of, trainer.epoch = own, phase.epoch
+            if phase.matchings:
+                start = time.perf_counter()
+                method.begin_epoch(trainer)
+                taken = 1000 * (time.perf_counter() - start)
+                # a pool of OTCCLIP costs as much as so many pairs; of a long table it is a small part
+                taken /= len(pairs) + min(len(pairs), getattr(method, "pool", 0) if name == "otcclip" else 0)
+                parts[name]["before_epochs"] += phase.matchings * taken
+            if phase.share:
+                entry = {"epoch": phase.epoch, "share": phase.share, "ms": []}
+                parts[name]["steps"].append(entry)
+                work.append((method, phase, trainer.caption_of, entry))
+    for turn in range(repeats + 1):
+        for method, phase, captions, entry in work:
+            trainer.caption_of, trainer.epoch = captions, phase.epoch
+            plan = trainer.plan(torch.randperm(len(pairs)), size.batch)[: size.defended]
+            trainer.model.train()
+            start = time.perf_counter()
+            for batch in trainer.batches(plan):
+                step(trainer, method, batch)
+            if where.device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                entry["ms"].append(1000 * (time.perf_counter() - start) / (len(plan) * size.batch))
+    out = {"model": model, **size._asdict(), "precision": precision, "pairs": len(pairs), "repeats": repeats}
+    for part in parts.values():
+        steps = sum(entry["share"] * statistics.median(entry["ms"]) for entry in part["steps"])
+        part["images_per_second"] = 1000 / (steps + part["before_epochs"])
+    ratio = {name: p["images_per_second"] / parts["clip"]["images_per_second"] for name, p in parts.items()}
+    return out | {"defenses": parts, "ratio": ratio}
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+FEW_STEPS = """
+import sys, otclib
+csv, size, workers, steps, out = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+folder, _, name = csv.rpartition("/")
+done = []
+def stop(through):
+    done.append(through)
+    if len(done) == steps:
+        raise SystemExit
+how = {"epochs": 1, "batch_size": size, "optimizer": "adamw", "precision": "fp32", "image_memory": 0}
+pairs = otclib.data.load("csv", root=folder, csv=name)
+otclib.train(pairs, defense="clip", workers=workers, tracker="none", progress=False, tick=stop, out=out, **how)
+"""
+
+
+def memory_of(csv: Path, pairs: int, size: Size, workers: int, steps: int = 10) -> dict:
+    """Peak GiB of ``otclib.train`` on a CSV, until some steps are done: of the process, and of its largest worker."""
+    command = [sys.executable, "-c", FEW_STEPS, str(csv), *map(str, (size.batch, workers, steps)), str(csv) + ".run"]
+    environment = os.environ | {"PYTHONPATH": str(Path(otclib.__file__).resolve().parent.parent)}
+    out = {"pairs": pairs, "batch": size.batch, "workers": workers, "steps": steps}
+    peak = {f"{who}_{kind}_gib": 0.0 for who in ("process", "worker") for kind in ("rss", "uss")}
+    start, child = time.perf_counter(), subprocess.Popen(command, env=environment)
+    own = psutil.Process(child.pid)
+    while child.poll() is None:
+        try:
+            for who, process in ("process", own), *(("worker", each) for each in own.children()):
+                now = process.memory_full_info()
+                for kind in ("rss", "uss"):
+                    peak[f"{who}_{kind}_gib"] = max(peak[f"{who}_{kind}_gib"], getattr(now, kind) / 2**30)
+        except psutil.Error:  # it has just ended
+            pass
+        time.sleep(0.05)
+    if child.returncode:
+        raise RuntimeError(f"training on {pairs} pairs ended with {child.returncode}")
+    return out | peak | {"seconds": time.perf_counter() - start}
+
+
+# -- the record ------------------------------------------------------------------------------------------------------
+
+
+def tables(record: dict) -> str:
+    """The record as Markdown, as its page of the book shows it."""
+    parts = []
+    for r in record["plain"]:
+        heads = ["images/s", "over open_clip", "core-ms an image", "waiting for data, %"]
+        rows = {}
+        for name, way in r["ways"].items():
+            if "error" in way:
+                rows[name] = [way["error"], "", "", ""]
+                continue
+            ratio = f"{r['ratio'][name]:.2f}" if name in r["ratio"] else ""
+            rows[name] = [f"{way['images_per_second']:.1f}", ratio]
+            rows[name] += [f"{way['core_ms_per_image']:.1f}", f"{100 * way['waiting']:.1f}"]
+            if "cuda_gib" in way:
+                rows[name].append(f"{way['cuda_gib']:.1f}")
+        heads += ["peak CUDA GiB"] if "cuda_gib" in r["ways"]["ours"] else []
+        rows = {name: cells + [""] * (len(heads) - len(cells)) for name, cells in rows.items()}
+        title = f"Plain CLIP, {r['model']}, {r['side']} px, batches of {r['batch']}, {r['precision']}, AdamW"
+        parts += [f"{title}:", markdown(rows, heads)]
+    for r in record["defenses"]:
+        rows = {}
+        for name, part in r["defenses"].items():
+            before = part["before_epochs"] * part["images_per_second"] / 10
+            rows[name] = [f"{part['images_per_second']:.1f}", f"{r['ratio'][name]:.2f}", f"{before:.1f}"]
+        heads = ["images/s", "over clip", "before the epochs, % of the time"]
+        title = f"Defences, {r['model']}, {r['side']} px, batches of {r['batch']}, images in memory"
+        parts += [f"{title}:", markdown(rows, heads)]
+    rows = {
+        f"{r['pairs']:,} pairs": [
+            f"{r[f'{who}_{kind}_gib']:.2f}" for who in ("process", "worker") for kind in ("rss", "uss")
+        ]
+        for r in record["memory"]
+    }
+    heads = ["process, RSS", "process, USS", "largest worker, RSS", "largest worker, USS"]
+    parts += ["Peak memory of `otclib.train` with `small`, images decoded by workers, GiB:", markdown(rows, heads)]
+    made = f"On {record['machine']}, {record['threads']} threads and {record['workers']} workers. Made by otclib "
+    return "\n\n".join([*parts, f"{made}{record['code']['version']}, commit {record['code']['commit']}."])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    p.add_argument("--models", nargs="+", choices=list(CPU), default=list(CPU))
+    p.add_argument("--only", nargs="+", choices=("plain", "defenses", "memory"), help="measure these anew")
+    p.add_argument("--pairs", type=int, default=1_000_000, help="the large number, for memory")
+    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--threads", type=int, default=cores)
+    p.add_argument("--workers", type=int, default=min(8, cores))
+    p.add_argument("--quick", action="store_true", help="tiny batches and few steps: whether it runs, not how fast")
+    cuda = torch.cuda.is_available()
+    p.add_argument("--results", type=Path, default=RESULTS / ("throughput-gpu.json" if cuda else "throughput.json"))
+    a = p.parse_args(arguments)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip says that random weights are random
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # open_clip asks for it on a CPU, too
+    torch.set_num_threads(a.threads)
+    where, sizes = Accelerator(cpu=not cuda), QUICK if a.quick else GPU if cuda else CPU
+    record = json.loads(a.results.read_text()) if a.only and a.results.exists() else {}
+    about = {"machine": machine(), "code": code(), "device": str(where.device)}
+    about |= {"threads": a.threads, "workers": a.workers, "goals": GOALS}
+    record |= about
+    with tempfile.TemporaryDirectory() as folder:
+        for what in a.only or ("plain", "defenses", "memory"):
+            record[what] = []
+            for model in a.models if what != "memory" else ["small"]:
+                size, place = sizes[model], Path(folder) / what / model
+                place.mkdir(parents=True)
+                steps = {"plain": size.steps, "defenses": max(size.defended, 1 if a.quick else 512 // size.batch)}
+                images = min(FEW, size.batch * steps.get(what, FEW))
+                rows = written(place, size.side, min(images, 16) if a.quick else images)
+                if what == "memory":
+                    for n in (min(FEW, a.pairs), a.pairs):
+                        record[what].append(memory_of(listed(place / f"{n}.csv", rows, n), n, size, a.workers))
+                else:
+                    csv = listed(place / "train.csv", rows, size.batch * steps[what])
+                    if what == "plain":
+                        record[what].append(plain_rows(model, size, csv, a.workers, where, a.repeats))
+                    else:
+                        record[what].append(defense_rows(model, size, csv, where, a.repeats))
+                record[what] = [about | each for each in record[what]]
+                print(f"{what}, {model}: done", flush=True)
+    a.results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(a.results, record)
+    if a.results == RESULTS / "throughput.json":
+        into_page("throughput", tables(record))
+    print(tables(record))
+
+
+if __name__ == "__main__":
+    main()
