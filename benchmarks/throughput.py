@@ -1,4 +1,4 @@
-"""Images a second of training, beside open_clip's own loop. ``python -m benchmarks.throughput``, 20 minutes on two cores.
+"""Images a second of training, beside open_clip's own loop. ``python -m benchmarks.throughput``, 20 minutes.
 
 - Plain CLIP: ``open_clip_train.train.train_one_epoch`` and ours, in one process and in turn. Both read the same JPEGs
   from disk by a CSV, with as many workers and threads, batches of the same size, AdamW, and the same precision.
@@ -13,29 +13,24 @@ On a GPU the batches are larger, the precision is bf16, and compiled towers are 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import open_clip
-import pandas as pd
-import psutil
 import torch
 from accelerate import Accelerator
 
 import otclib
+from benchmarks import memory, open_clip_loop
+from benchmarks.open_clip_loop import Waited
 from benchmarks.training import step, trainer_of
 from otclib import models
 from otclib.data.images import Images
@@ -66,47 +61,7 @@ GPU = {"small": Size(64, 512, 60, 20), "RN50": Size(224, 256, 20, 10)}
 QUICK = {"small": Size(64, 8, 2, 1), "RN50": Size(224, 2, 1, 1)}
 
 
-# -- the pairs: JPEGs on disk and a CSV that both loops read ---------------------------------------------------------
-
-
-def written(folder: Path, side: int, images: int) -> list[tuple[str, str]]:
-    """Write scenes as JPEGs of 8/7 of ``side``, as img2dataset's 256 pixels are to 224; return paths and captions."""
-    scenes = otclib.data.load("scenes", root=folder / "drawn", size=images, seed=10, image_size=side * 8 // 7)
-    (folder / f"{side}").mkdir()
-    rows = []
-    for k, scene in enumerate(scenes):
-        rows.append((str(folder / f"{side}" / f"{k}.jpg"), scene["caption"]))
-        scene["image"].save(rows[-1][0], quality=90)
-    return rows
-
-
-def listed(file: Path, rows: list[tuple[str, str]], pairs: int) -> Path:
-    """Write a CSV of so many pairs over the images; every caption is another one."""
-    many = ((rows[k % len(rows)][0], f"{rows[k % len(rows)][1]}, {k}") for k in range(pairs))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(many, columns=["image", "caption"]).to_csv(file, index=False)
-    return file
-
-
 # -- an epoch of either loop, and its time ---------------------------------------------------------------------------
-
-
-class Waited:
-    """An iterable, and the seconds for which its reader waits: for the first item, while workers start, and later."""
-
-    def __init__(self, items):
-        self.items, self.first, self.later = items, 0.0, 0.0
-
-    def __getattr__(self, name: str):
-        return getattr(self.items, name)
-
-    def __iter__(self) -> Iterator:
-        stream, first, start = iter(self.items), True, time.perf_counter()
-        for item in stream:
-            taken = time.perf_counter() - start
-            self.first, self.later = (taken, 0.0) if first else (self.first, self.later + taken)
-            yield item
-            first, start = False, time.perf_counter()
 
 
 def core_seconds() -> float:
@@ -127,50 +82,6 @@ def timed(epoch: Callable[[], Waited]) -> dict[str, float]:
     out = {"seconds": time.perf_counter() - start, "core_seconds": core_seconds() - core}
     out |= {"first_wait": batches.first, "waiting": batches.later / (out["seconds"] - batches.first)}
     return out | ({"cuda_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {})
-
-
-def their_data():
-    """open_clip's data module. A CSV needs neither braceexpand nor webdataset; an empty module stands for a missing one."""
-    names = {"": ["PipelineStage"], ".filters": ["_shuffle"]}
-    names[".tariterators"] = ["base_plus_ext", "url_opener", "tar_file_expander", "valid_sample"]
-    for package, parts in ("braceexpand", {"": []}), ("webdataset", names):
-        if package not in sys.modules and importlib.util.find_spec(package) is None:
-            for part, inside in parts.items():
-                sys.modules[package + part] = types.ModuleType(package + part)
-                vars(sys.modules[package + part]).update(dict.fromkeys(inside, object))
-    from open_clip_train import data
-
-    return data
-
-
-def their_epochs(model: str, csv: Path, size: Size, workers: int, device: str, precision: str) -> Callable[[], Waited]:
-    """Return open_clip's epoch, set up as its ``main`` does."""
-    from open_clip_train import distributed, params, scheduler, train
-
-    asked = f"--train-data {csv} --dataset-type csv --csv-img-key image --csv-caption-key caption --csv-separator ,"
-    asked += f" --model {model} --batch-size {size.batch} --workers {workers} --device {device} --lr {LR}"
-    args = params.parse_args([*asked.split(), "--precision", {"fp32": "fp32", "bf16": "amp_bf16"}[precision]])
-    distributed.init_distributed_device(args)
-    args.distill, args.wandb = False, False
-    kind = {"precision": args.precision, "device": args.device, "output_dict": True}
-    network, preprocess, _ = open_clip.create_model_and_transforms(args.model, None, **kind)
-    named = list(network.named_parameters())
-    plain = [n for n, p in named if p.ndim < 2 or any(part in n for part in ("bn", "ln", "bias", "logit_scale"))]
-    groups = [
-        {"params": [p for n, p in named if n in plain], "weight_decay": 0.0},
-        {"params": [p for n, p in named if n not in plain], "weight_decay": args.wd},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=args.eps)
-    data = their_data().get_data(args, (preprocess, None), tokenizer=open_clip.get_tokenizer(model))
-    loss, loader = open_clip.create_loss(args), data["train"].dataloader
-    schedule = scheduler.cosine_lr(optimizer, args.lr, args.warmup, loader.num_batches)
-
-    def epoch() -> Waited:
-        data["train"].dataloader = Waited(loader)
-        train.train_one_epoch(network, data, loss, 0, optimizer, None, schedule, None, args)
-        return data["train"].dataloader
-
-    return epoch
 
 
 def our_epoch(trainer: Trainer, method: Defense, images: Images, size: int) -> Waited:
@@ -197,7 +108,7 @@ def plain_rows(model: str, size: Size, csv: Path, workers: int, where: Accelerat
     resize = models.resize(trainer.model)
     lazy, held = Images(pairs, resize, 0, workers), Images(pairs, resize, 1 << 40)
     ways = {
-        "open_clip": their_epochs(model, csv, size, workers, device, precision),
+        "open_clip": open_clip_loop.epochs(model, csv, size.batch, LR, workers, device, precision),
         "ours": lambda: our_epoch(trainer, method, lazy, size.batch),
         "ours, images in memory": lambda: our_epoch(trainer, method, held, size.batch),
     }
@@ -256,7 +167,7 @@ def phases(name: str, method: Defense) -> list[Phase]:
     if name == "roclip":
         matching = [epoch for epoch in range(n) if method.matches(epoch)]
         return [Phase(0, 1 - len(matching) / n), Phase(matching[0], len(matching) / n)]
-    if name == "safeclip":  # a selecting epoch takes the unimodal loss for the risky pairs, the contrastive for the rest
+    if name == "safeclip":  # a selecting epoch has the unimodal loss of the risky pairs, too
         selecting = range(n - method.warmup - method.slow_epochs)
         safe = sum(min(method.cap, method.min_safe + k * method.grow) for k in selecting)
         unimodal = (method.warmup + len(selecting) - safe) / n
@@ -289,6 +200,7 @@ def defense_rows(model: str, size: Size, csv: Path, where: Accelerator, repeats:
         for phase in phases(name, method):
             trainer.caption_of, trainer.epoch = own, phase.epoch
             if phase.matchings:
+                method.begin_epoch(trainer)  # compiles the transport
                 start = time.perf_counter()
                 method.begin_epoch(trainer)
                 taken = 1000 * (time.perf_counter() - start)
@@ -319,52 +231,13 @@ def defense_rows(model: str, size: Size, csv: Path, where: Accelerator, repeats:
     return out | {"defenses": parts, "ratio": ratio}
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------
-
-FEW_STEPS = """
-import sys, otclib
-csv, size, workers, steps, out = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
-folder, _, name = csv.rpartition("/")
-done = []
-def stop(through):
-    done.append(through)
-    if len(done) == steps:
-        raise SystemExit
-how = {"epochs": 1, "batch_size": size, "optimizer": "adamw", "precision": "fp32", "image_memory": 0}
-pairs = otclib.data.load("csv", root=folder, csv=name)
-otclib.train(pairs, defense="clip", workers=workers, tracker="none", progress=False, tick=stop, out=out, **how)
-"""
-
-
-def memory_of(csv: Path, pairs: int, size: Size, workers: int, steps: int = 10) -> dict:
-    """Peak GiB of ``otclib.train`` on a CSV, until some steps are done: of the process, and of its largest worker."""
-    command = [sys.executable, "-c", FEW_STEPS, str(csv), *map(str, (size.batch, workers, steps)), str(csv) + ".run"]
-    environment = os.environ | {"PYTHONPATH": str(Path(otclib.__file__).resolve().parent.parent)}
-    out = {"pairs": pairs, "batch": size.batch, "workers": workers, "steps": steps}
-    peak = {f"{who}_{kind}_gib": 0.0 for who in ("process", "worker") for kind in ("rss", "uss")}
-    start, child = time.perf_counter(), subprocess.Popen(command, env=environment)
-    own = psutil.Process(child.pid)
-    while child.poll() is None:
-        try:
-            for who, process in ("process", own), *(("worker", each) for each in own.children()):
-                now = process.memory_full_info()
-                for kind in ("rss", "uss"):
-                    peak[f"{who}_{kind}_gib"] = max(peak[f"{who}_{kind}_gib"], getattr(now, kind) / 2**30)
-        except psutil.Error:  # it has just ended
-            pass
-        time.sleep(0.05)
-    if child.returncode:
-        raise RuntimeError(f"training on {pairs} pairs ended with {child.returncode}")
-    return out | peak | {"seconds": time.perf_counter() - start}
-
-
 # -- the record ------------------------------------------------------------------------------------------------------
 
 
 def tables(record: dict) -> str:
     """The record as Markdown, as its page of the book shows it."""
     parts = []
-    for r in record["plain"]:
+    for r in record.get("plain", []):
         heads = ["images/s", "over open_clip", "core-ms an image", "waiting for data, %"]
         rows = {}
         for name, way in r["ways"].items():
@@ -380,7 +253,7 @@ def tables(record: dict) -> str:
         rows = {name: cells + [""] * (len(heads) - len(cells)) for name, cells in rows.items()}
         title = f"Plain CLIP, {r['model']}, {r['side']} px, batches of {r['batch']}, {r['precision']}, AdamW"
         parts += [f"{title}:", markdown(rows, heads)]
-    for r in record["defenses"]:
+    for r in record.get("defenses", []):
         rows = {}
         for name, part in r["defenses"].items():
             before = part["before_epochs"] * part["images_per_second"] / 10
@@ -392,7 +265,7 @@ def tables(record: dict) -> str:
         f"{r['pairs']:,} pairs": [
             f"{r[f'{who}_{kind}_gib']:.2f}" for who in ("process", "worker") for kind in ("rss", "uss")
         ]
-        for r in record["memory"]
+        for r in record.get("memory", [])
     }
     heads = ["process, RSS", "process, USS", "largest worker, RSS", "largest worker, USS"]
     parts += ["Peak memory of `otclib.train` with `small`, images decoded by workers, GiB:", markdown(rows, heads)]
@@ -429,12 +302,14 @@ def main(arguments: list[str] | None = None) -> None:
                 place.mkdir(parents=True)
                 steps = {"plain": size.steps, "defenses": max(size.defended, 1 if a.quick else 512 // size.batch)}
                 images = min(FEW, size.batch * steps.get(what, FEW))
-                rows = written(place, size.side, min(images, 16) if a.quick else images)
+                rows = memory.written(place, size.side, min(images, 16) if a.quick else images)
                 if what == "memory":
                     for n in (min(FEW, a.pairs), a.pairs):
-                        record[what].append(memory_of(listed(place / f"{n}.csv", rows, n), n, size, a.workers))
+                        record[what].append(
+                            memory.peak_of(memory.listed(place / f"{n}.csv", rows, n), n, size.batch, a.workers)
+                        )
                 else:
-                    csv = listed(place / "train.csv", rows, size.batch * steps[what])
+                    csv = memory.listed(place / "train.csv", rows, size.batch * steps[what])
                     if what == "plain":
                         record[what].append(plain_rows(model, size, csv, a.workers, where, a.repeats))
                     else:
