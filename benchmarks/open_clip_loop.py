@@ -52,7 +52,7 @@ def epochs(
     from open_clip_train import distributed, params, scheduler, train
 
     asked = f"--train-data {csv} --dataset-type csv --csv-img-key image --csv-caption-key caption --csv-separator ,"
-    asked += f" --model {model} --batch-size {batch} --workers {workers} --device {on} --lr {lr}"
+    asked += f" --model {model} --batch-size {batch} --workers {workers} --device {device} --lr {lr}"
     args = params.parse_args([*asked.split(), "--precision", {"fp32": "fp32", "bf16": "amp_bf16"}[precision]])
     distributed.init_distributed_device(args)
     args.distill, args.wandb = False, False

@@ -121,10 +121,16 @@ def plain_rows(model: str, size: Size, csv: Path, workers: int, where: Accelerat
             found[name].append(timed(way))
     out = {"model": model, **size._asdict(), "precision": precision, "optimizer": "adamw", "repeats": repeats}
     out |= {"runs": found, "ways": {name: middle(runs, size) for name, runs in found.items()}}
+    theirs = [each["seconds"] for each in found["open_clip"]]
+    out["ratio"] = {
+        name: statistics.median(other / each["seconds"] for other, each in zip(theirs, found[name]))
+        for name in list(found)[1:]
+    }
     if device == "cuda":
-        out["ways"]["ours, compiled"] = compiled(trainer, ways["ours"], size, repeats)
-    speed = {name: way["images_per_second"] for name, way in out["ways"].items() if "error" not in way}
-    return out | {"ratio": {name: fast / speed["open_clip"] for name, fast in speed.items() if name != "open_clip"}}
+        out["ways"]["ours, compiled"] = way = compiled(trainer, ways["ours"], size, repeats)
+        if "error" not in way:
+            out["ratio"]["ours, compiled"] = out["ways"]["open_clip"]["seconds"] / way["seconds"]
+    return out
 
 
 def middle(runs: list[dict], size: Size) -> dict[str, float]:
