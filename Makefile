@@ -91,7 +91,7 @@ pages: setup  # the pages of results in the book and their pictures, anew from t
 bench: .venv/.bench  # speed against other solvers and against brute force, and its page of the book: 20 minutes on two cores
 	$(BIN)/python -m benchmarks.transport
 
-throughput: .venv/.bench  # images a second beside open_clip's own loop, of every defence, and memory: 20 minutes on two cores
+throughput: setup  # images a second beside open_clip's own loop, of every defence, and memory: 20 minutes on two cores
 	$(BIN)/python -m benchmarks.throughput
 
 clean:

@@ -61,6 +61,7 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path):
         into_page("other", "new", tmp_path)
 
 
+@pytest.mark.slow
 def test_throughput_measures_both_loops_every_defence_and_memory(tmp_path):
     threads = torch.get_num_threads()
     few = ["--quick", "--models", "small", "--repeats", "1", "--threads", "1", "--workers", "1", "--pairs", "40"]
@@ -94,4 +95,4 @@ def test_waiting_is_counted_apart_from_the_first_item():
             yield k
 
     stream = Waited(slow())
-    assert list(stream) == [0, 1, 2] and 0.2 <= stream.first < 0.3 and 0.1 <= stream.later < 0.2
+    assert list(stream) == [0, 1, 2] and stream.first >= 0.2 and stream.later >= 0.1
