@@ -188,6 +188,20 @@ def phases(name: str, method: Defense) -> list[Phase]:
     return [Phase(0, 1.0)]
 
 
+def milliseconds(act: Callable[[], object]) -> dict[str, float]:
+    """Return how long something takes by the clock and, on the CPU, of its cores."""
+    start, core = time.perf_counter(), time.process_time()
+    act()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {"ms": 1000 * (time.perf_counter() - start), "core_ms": 1000 * (time.process_time() - core)}
+
+
+def train_on(trainer: Trainer, method: Defense, plan: list) -> None:
+    for batch in trainer.batches(plan):
+        step(trainer, method, batch)
+
+
 def defense_rows(model: str, size: Size, csv: Path, where: Accelerator, repeats: int) -> dict:
     """Milliseconds an image of every defence over a whole run, steps in turn; images in memory, at full size.
 
@@ -205,18 +219,17 @@ def defense_rows(model: str, size: Size, csv: Path, where: Accelerator, repeats:
     for name in ("clip", "roclip", "safeclip", "cleanclip", "otcclip"):
         method = otclib.defenses.load(name)
         method.begin(trainer)
-        parts[name] = {"before_epochs": 0.0, "steps": []}
+        parts[name] = {"before_epochs": {"ms": 0.0, "core_ms": 0.0}, "steps": []}
         for phase in phases(name, method):
             trainer.caption_of, trainer.epoch = own, phase.epoch
             if phase.matchings:
-                start = time.perf_counter()
-                method.begin_epoch(trainer)
-                taken = 1000 * (time.perf_counter() - start)
+                taken = milliseconds(lambda: method.begin_epoch(trainer))  # noqa: B023 (called at once)
                 # a pool of OTCCLIP costs as much as so many pairs; of a long table it is a small part
-                taken /= len(pairs) + min(len(pairs), getattr(method, "pool", 0) if name == "otcclip" else 0)
-                parts[name]["before_epochs"] += phase.matchings * taken
+                many = len(pairs) + min(len(pairs), getattr(method, "pool", 0) if name == "otcclip" else 0)
+                for kind, value in taken.items():
+                    parts[name]["before_epochs"][kind] += phase.matchings * value / many
             if phase.share:
-                entry = {"epoch": phase.epoch, "share": phase.share, "ms": []}
+                entry = {"epoch": phase.epoch, "share": phase.share, "ms": [], "core_ms": []}
                 parts[name]["steps"].append(entry)
                 work.append((method, phase, trainer.caption_of, entry))
     for turn in range(repeats + 1):
@@ -224,17 +237,15 @@ def defense_rows(model: str, size: Size, csv: Path, where: Accelerator, repeats:
             trainer.caption_of, trainer.epoch = captions, phase.epoch
             plan = trainer.plan(torch.randperm(len(pairs)), size.batch)[: size.defended]
             trainer.model.train()
-            start = time.perf_counter()
-            for batch in trainer.batches(plan):
-                step(trainer, method, batch)
-            if where.device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                entry["ms"].append(1000 * (time.perf_counter() - start) / (len(plan) * size.batch))
+            taken = milliseconds(lambda: train_on(trainer, method, plan))  # noqa: B023
+            for kind, value in taken.items() if turn else ():
+                entry[kind].append(value / (len(plan) * size.batch))
     out = {"model": model, **size._asdict(), "precision": precision, "pairs": len(pairs), "repeats": repeats}
     for part in parts.values():
-        steps = sum(entry["share"] * statistics.median(entry["ms"]) for entry in part["steps"])
-        part["images_per_second"] = 1000 / (steps + part["before_epochs"])
+        for kind, before in part["before_epochs"].items():
+            steps = sum(entry["share"] * statistics.median(entry[kind]) for entry in part["steps"])
+            part[f"{kind}_per_image"] = steps + before
+        part["images_per_second"] = 1000 / part["ms_per_image"]
     ratio = {name: p["images_per_second"] / parts["clip"]["images_per_second"] for name, p in parts.items()}
     return out | {"defenses": parts, "ratio": ratio}
 
@@ -264,9 +275,10 @@ def tables(record: dict) -> str:
     for r in record.get("defenses", []):
         rows = {}
         for name, part in r["defenses"].items():
-            before = part["before_epochs"] * part["images_per_second"] / 10
-            rows[name] = [f"{part['images_per_second']:.1f}", f"{r['ratio'][name]:.2f}", f"{before:.1f}"]
-        heads = ["images/s", "over clip", "before the epochs, % of the time"]
+            before = 100 * part["before_epochs"]["ms"] / part["ms_per_image"]
+            rows[name] = [f"{part['images_per_second']:.1f}", f"{r['ratio'][name]:.2f}"]
+            rows[name] += [f"{part['core_ms_per_image']:.1f}", f"{before:.1f}"]
+        heads = ["images/s", "over clip", "core-ms an image", "before the epochs, % of the time"]
         title = f"Defences, {r['model']}, {r['side']} px, batches of {r['batch']}, images in memory"
         parts += [f"{title}:", markdown(rows, heads)]
     rows = {
@@ -276,7 +288,8 @@ def tables(record: dict) -> str:
         for r in record.get("memory", [])
     }
     heads = ["process, RSS", "process, USS", "largest worker, RSS", "largest worker, USS"]
-    parts += ["Peak memory of `otclib.train` with `small`, images decoded by workers, GiB:", markdown(rows, heads)]
+    title = "Peak memory of `otclib.train` with `small`, images decoded by workers, GiB"
+    parts += [f"{title}:", markdown(rows, heads)] if rows else []
     made = f"On {record['machine']}, {record['threads']} threads and {record['workers']} workers. Made by otclib "
     return "\n\n".join([*parts, f"{made}{record['code']['version']}, commit {record['code']['commit']}."])
 
