@@ -13,7 +13,7 @@ PINS = --constraint constraints.txt
 install = $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $(PINS) \
 	--editable '.[$(1)]' | { grep --line-buffered -oE '$(BIG)' || true; }
 
-.PHONY: setup demo test test-slow test-all deps lint explorer book figures table ablation dose batch bench clean
+.PHONY: setup demo test test-slow test-all deps lint explorer book figures table ablation dose batch bench throughput clean
 
 setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the other commands add their own tools
 
@@ -90,6 +90,9 @@ pages: setup  # the pages of results in the book and their pictures, anew from t
 
 bench: .venv/.bench  # speed against other solvers and against brute force, and its page of the book: 20 minutes on two cores
 	$(BIN)/python -m benchmarks.transport
+
+throughput: setup  # images a second beside open_clip's own loop, of every defence, and memory: 20 minutes on two cores
+	$(BIN)/python -m benchmarks.throughput
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest runs book/_build book/notebooks

@@ -49,19 +49,32 @@ PRODUCTS = (
 ACCURATE = 0.95
 
 
-def trainer_of(defense: str, pairs, batch_size: int) -> tuple[training.Trainer, defenses.Defense]:
+def trainer_of(defense: str, pairs, model: str = "small", **how) -> tuple[training.Trainer, defenses.Defense]:
+    """A trainer of a model with random weights on the CPU, and a defence; ``how`` are options of ``Trainer``."""
     torch.manual_seed(0)
-    network, _, tokenizer = models.load("small")
+    network, _, tokenizer = models.load(model, random=True)
     method = defenses.load(defense)
-    trainer = training.Trainer(pairs, network, tokenizer, Accelerator(cpu=True), lr=method.LR)
+    where = how.pop("accelerator", None) or Accelerator(cpu=True)
+    how = {"lr": method.LR} | how
+    trainer = training.Trainer(pairs, network.to(where.device), tokenizer, where, **how)
     method.begin(trainer)
     network.train()
     return trainer, method
 
 
+def step(trainer: training.Trainer, method: defenses.Defense, batch: defenses.Batch) -> None:
+    """One step of the optimisers."""
+    loss = sum(method.loss(trainer, batch).values())
+    for opt in trainer.optimizers:
+        opt.zero_grad()
+    loss.backward()
+    for opt in trainer.optimizers:
+        opt.step()
+
+
 def split_of_a_step(pairs, batch_size: int, steps: int = 20) -> dict:
     """Milliseconds of a plain CLIP step by kind of operation: self times of one thread under the profiler."""
-    trainer, method = trainer_of("clip", pairs, batch_size)
+    trainer, method = trainer_of("clip", pairs)
     stream = trainer.batches(trainer.plan(torch.randperm(len(pairs)), batch_size))
 
     def parts() -> None:
@@ -101,7 +114,7 @@ def split_of_a_step(pairs, batch_size: int, steps: int = 20) -> dict:
 
 def floor_of_a_step(pairs, batch_size: int) -> dict:
     """FLOPs of the towers for a batch, the rate reached in the tower's own largest convolution, and their quotient."""
-    trainer, _ = trainer_of("clip", pairs, batch_size)
+    trainer, _ = trainer_of("clip", pairs)
     batch = next(trainer.batches(trainer.plan(torch.arange(len(pairs)), batch_size)))
     seen = trainer.view(batch)
     convolutions = {}
@@ -131,23 +144,18 @@ def floor_of_a_step(pairs, batch_size: int) -> dict:
 
 def step_of(defense: str, pairs, batch_size: int, steps: int = 25) -> float:
     """Core-milliseconds of a whole step, median."""
-    trainer, method = trainer_of(defense, pairs, batch_size)
+    trainer, method = trainer_of(defense, pairs)
     stream, taken = trainer.batches(trainer.plan(torch.randperm(len(pairs)), batch_size)), []
     for _ in range(steps):
         start = time.process_time()
-        loss = sum(method.loss(trainer, next(stream)).values())
-        for opt in trainer.optimizers:
-            opt.zero_grad()
-        loss.backward()
-        for opt in trainer.optimizers:
-            opt.step()
+        step(trainer, method, next(stream))
         taken.append(1000 * (time.process_time() - start))
     return statistics.median(taken[3:])
 
 
-def matching_of(pairs, batch_size: int) -> float:
+def matching_of(pairs) -> float:
     """Core-seconds of OTCCLIP's matchings over an epoch of a whole run, by a model that has learned nothing."""
-    trainer, method = trainer_of("otcclip", pairs, batch_size)
+    trainer, method = trainer_of("otcclip", pairs)
     times = range(method.warmup, method.epochs, method.every)
     trainer.epoch = times[1]
     start = time.process_time()
@@ -293,7 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
         split, floor = split_of_a_step(pairs, size), floor_of_a_step(pairs, size)
         steps = {name: step_of(name, pairs, size) for name in ("clip", "otcclip")}
         epoch = {name: ms * (len(pairs) // size) / 1000 for name, ms in steps.items()}
-        epoch["matching"] = matching_of(pairs, size)
+        epoch["matching"] = matching_of(pairs)
         record |= {
             "batch_size": size,
             "step_ms": split,
