@@ -104,8 +104,8 @@ if planned:
 # ## Train
 #
 # `watch` takes labelled images, on which accuracy and attack success are measured after every epoch. Without it only
-# the loss is reported. A GPU is used if there is one. A run is one process, and
-# `CUDA_VISIBLE_DEVICES=3 otclib train ...` chooses its device (`python -m otclib.train` is the same command).
+# the loss is reported. A GPU is used if there is one; `CUDA_VISIBLE_DEVICES=3 otclib train ...` chooses it. Chapter 7
+# trains in several processes.
 # `cleanclip` repairs a finished run on pairs that you trust: `otclib.attacks.trusted` returns the pairs that no attack
 # touched.
 

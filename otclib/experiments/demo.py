@@ -150,5 +150,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with processes.stoppable("otclib.experiments.demo", "the same command goes on from the last finished epoch"):
+    with processes.stoppable("otclib.experiments.demo", "the same command goes on from its last checkpoint"):
         main()
