@@ -199,7 +199,8 @@ def train(
             if progress:
                 print(spoken(defense, line, method.epochs), flush=True)
             log.append(line)
-            curves.log(line, trainer.epoch * per_epoch)
+            means = {key.replace("loss/", "loss_of_epoch/"): value for key, value in line.items()}
+            curves.log(means, trainer.epoch * per_epoch)
             if snapshots:
                 (out / "epochs").mkdir(exist_ok=True)
                 file = out / "epochs" / f"{trainer.epoch:02d}.safetensors"
