@@ -200,8 +200,8 @@ def _average_sparse(grad: Tensor, ranks: Ranks) -> Tensor:
     kept = [slice(0, int(count)) for count in counts]
     rows = torch.cat([r[some] for r, some in zip(all_rows, kept)])
     values = torch.cat([v[some] for v, some in zip(all_values, kept)]) / ranks.count
-    quiet = {"check_invariants": False}  # said here, or PyTorch warns that it does not check them
-    return torch.sparse_coo_tensor(rows[None], values, grad.shape, **quiet).coalesce()
+    # unless it is said here, PyTorch warns that it does not check them
+    return torch.sparse_coo_tensor(rows[None], values, grad.shape, check_invariants=False).coalesce()
 
 
 def share_batch_norm(model: nn.Module, ranks: Ranks) -> None:
