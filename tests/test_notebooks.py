@@ -156,7 +156,7 @@ def test_processes_kills_and_decoding_change_no_result(tmp_path):
     said = printed(tmp_path / "solved" / "07_laptop_to_cluster_done.ipynb")
     assert said.count("weights that differ: []") == 2 and said.count("equal: True") == 3
     assert "a batch of 32 pairs cannot be shared by 3 processes equally" in said and "18 runs, " in said
-    assert "killed; saved in epoch" in said
+    assert "killed; saved in epoch" in said and "resumed: 3 values of the learning rate" in said
     demo.execute("07_laptop_to_cluster", tmp_path / "again.ipynb", given)
     text = printed(tmp_path / "again.ipynb")
     assert text.count("it was finished before") == 3 and "killed; saved" not in text
