@@ -117,7 +117,8 @@ print(said[: said.index("{")] or "it was finished before")
 
 # %% [markdown]
 # Both runs compute the same loss on the same batches, and the curves lie over each other. They add the same numbers in
-# another order, so the first steps differ in the last digits of fp32. Training amplifies this rounding from step to step.
+# another order, so the loss of the first step differs by about one rounding of fp32, the dashed line. Training amplifies
+# this from step to step. The first point that is drawn is that of step 10.
 
 # %%
 curves = {"one process": workbook.curve(out / "one"), f"{processes} processes": workbook.curve(out / "several")}
