@@ -25,6 +25,7 @@
 # | 4 | [Attack success](04_attack_success.ipynb) | one definition, two models, one table |
 # | 5 | [Every system, every attack](05_all_systems.ipynb) | our results beside the papers', with the claims that hold and those that do not |
 # | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; many runs |
+# | 7 | [From the laptop to the cluster](07_laptop_to_cluster.ipynb) | one run in several processes, killed and resumed, and a sweep, by parameters alone |
 # | | [The explorer](explorer.ipynb) | transport plans with sliders |
 #
 # Every chapter runs alone and trains what it lacks. Chapters 2 to 4 and the explorer share two runs, which take four to

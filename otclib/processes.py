@@ -34,6 +34,8 @@ PATIENCE = 3.0  # seconds that a stopped command has to clean up
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 END = getattr(signal, "SIGKILL", signal.SIGTERM)
 
+STARTED_BY = os.getppid()  # when otclib was imported, which is the first thing that its commands do
+
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 _followed: set[tuple[int, int]] = set()  # (this process, a process that it ends with)
 
@@ -62,6 +64,19 @@ def killed_with_parent() -> None:
     """On Linux, have SIGKILL sent to this process when the thread that started it ends, also after an ``exec``."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, END)
+
+
+def end_with_launcher() -> None:
+    """End this process when the launcher that started it is gone, also if that was killed; call it in each of several.
+
+    ``torchrun`` starts every process in a session of its own, so what kills the launcher leaves them alive. They would
+    wait for each other for an hour.
+    """
+    if _left(STARTED_BY):
+        os._exit(1)
+    if (os.getpid(), STARTED_BY) not in _followed:
+        _followed.add((os.getpid(), STARTED_BY))
+        _watch(lambda: _left(STARTED_BY), lambda: os._exit(1))
 
 
 def end_early() -> None:

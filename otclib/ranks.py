@@ -28,6 +28,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from otclib import processes
+
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)  # that processes wait for the first one, which alone measures after every epoch
 KNOWN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -121,6 +123,8 @@ def join() -> tuple[Accelerator, Ranks]:
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     cpu = True if several and not torch.cuda.is_available() else None  # else accelerate takes them for single ones
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    if several:
+        processes.end_with_launcher()  # from here on it may wait for the others
     accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
     if several:
         atexit.register(_leave)  # without it gloo's threads may outlive what they use
@@ -219,7 +223,8 @@ def _average_sparse(grad: Tensor, ranks: Ranks) -> Tensor:
     kept = [slice(0, int(count)) for count in counts]
     rows = torch.cat([r[some] for r, some in zip(all_rows, kept)])
     values = torch.cat([v[some] for v, some in zip(all_values, kept)]) / ranks.count
-    return torch.sparse_coo_tensor(rows[None], values, grad.shape).coalesce()
+    # unless it is said here, PyTorch warns that it does not check them
+    return torch.sparse_coo_tensor(rows[None], values, grad.shape, check_invariants=False).coalesce()
 
 
 def share_batch_norm(model: nn.Module, ranks: Ranks) -> None:

@@ -306,8 +306,8 @@ def test_legacy_safeclip_takes_each_direction_from_another_pair_of_views():
     trainer = SimpleNamespace(
         epoch=0,
         scale=torch.tensor(7.0),
-        rng=None,
-        view=lambda images, augment: images,
+        view=lambda batch, augment: None,
+        drop_words=lambda text, probability: text,
         towers=lambda images, words: tuple(SimpleNamespace(pooled=x) for x in next(calls)),
     )
     everyone = torch.ones(6, dtype=torch.bool)

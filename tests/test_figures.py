@@ -98,6 +98,7 @@ def test_curves_of_what_was_measured():
         lambda: figures.grounding(GROUNDED),
         lambda: figures.by_epoch(RUNS, "asr", "ASR, %"),
         lambda: figures.comparison({"clip": LOG, "otcclip": LOG[:1]}),
+        lambda: figures.two_curves({"one": ([10, 20], [3.0, 2.0]), "two": ([10, 20], [3.0, 2.0])}),
     ],
 )
 def test_draws(draw, tmp_path):
@@ -123,3 +124,14 @@ def test_bars_have_the_heights_of_their_numbers():
     assert heights == pytest.approx([2.5, 1.0])
     widths = [bar.get_width() for bar in figures.grounding(GROUNDED).axes[0].patches]
     assert widths == pytest.approx([3.0, 0.5, 3.5, 0.7, 2.0, 0.9])
+
+
+def test_two_curves_and_their_difference():
+    above, below = figures.two_curves({"one": ([10, 20], [3.0, 2.0]), "two": ([10, 20], [3.0, 2.25])}).axes
+    assert [line.get_ydata().tolist() for line in above.lines] == [[3.0, 2.0], [3.0, 2.25]]
+    equal, apart = below.lines[0].get_ydata()
+    assert np.isnan(equal) and apart == 0.25 and below.get_yscale() == "log"
+    with pytest.raises(ValueError, match="the same steps, got \\[10\\] and \\[20\\]"):
+        figures.two_curves({"one": ([10], [3.0]), "two": ([20], [3.0])})
+    with pytest.raises(ValueError, match="two curves are compared, got 1: one"):
+        figures.two_curves({"one": ([10], [3.0])})

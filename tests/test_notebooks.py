@@ -149,6 +149,20 @@ def test_a_chapter_that_is_watched(name, widgets, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_kills_and_decoding_change_no_result(tmp_path):
+    """Chapter 7 says so; after it the code of its solutions runs, and a second call trains nothing again."""
+    given = {"out": str(tmp_path / "cluster"), "fast": True, "INTERACTIVE": False}
+    with_solutions("07_laptop_to_cluster", tmp_path / "solved", given)
+    said = printed(tmp_path / "solved" / "07_laptop_to_cluster_done.ipynb")
+    assert said.count("weights that differ: []") == 2 and said.count("equal: True") == 3
+    assert "a batch of 32 pairs cannot be shared by 3 processes equally" in said and "18 runs, " in said
+    assert "killed; saved in epoch" in said and "resumed: 3 values of the learning rate" in said
+    demo.execute("07_laptop_to_cluster", tmp_path / "again.ipynb", given)
+    text = printed(tmp_path / "again.ipynb")
+    assert text.count("it was finished before") == 3 and "killed; saved" not in text
+
+
+@pytest.mark.slow
 def test_the_table_chapter_alone(tmp_path):
     demo.execute("05_all_systems", tmp_path / "alone.ipynb", {"out": str(tmp_path / "figures"), "fast": True})
     figures = tmp_path / "figures-fast"
@@ -180,6 +194,11 @@ def with_solutions(name, folder, parameters):
         patch.setattr(demo, "NOTEBOOKS", folder)
         demo.execute(name, folder / f"{name}_done.ipynb", parameters)
     clean(folder / f"{name}_done.ipynb")
+
+
+def printed(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.text for c in cells for o in c.get("outputs", []) if o.output_type == "stream")
 
 
 def clean(path):

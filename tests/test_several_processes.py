@@ -122,6 +122,21 @@ def test_killed_ten_times_a_run_ends_with_the_same_bits(processes, tmp_path):
 
 
 @pytest.mark.slow
+def test_no_process_outlives_a_launcher_that_was_killed(tmp_path):
+    """`torchrun` gives each process a session of its own; they would wait for each other for an hour."""
+    process = start("clip", tmp_path / "run", 2, epochs=50, pause=0.2)
+    next(line for line in process.stdout if line.startswith("done"))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    for each in alive:
+        each.kill()
+    assert not alive
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="only Linux can limit a running process")
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
     """No file may grow beyond a megabyte from the third step on: the checkpoint of the second one stays."""

@@ -414,3 +414,18 @@ def test_a_run_of_before_is_read_under_the_names_of_its_day(runs, poisoned, tmp_
     assert config_of(old)["options"] == today
     same = {"manifest": manifest, "defense": "otcclip", "seed": config["seed"], "precision": config["precision"]}
     assert otclib.train(table, out=old, batch_size=config["batch_size"], lr=config["lr"], **same, **today) == old
+
+
+def test_a_resumed_curve_has_every_value_once(tmp_path):
+    """The value of the step of the checkpoint is kept; the later ones are written anew."""
+    from accelerate import Accelerator
+
+    from otclib.experiments import workbook
+    from otclib.training.tracking import Tracker
+
+    for first, steps in ((0, (10, 20, 30)), (20, (30, 40))):
+        tracker = Tracker(Accelerator(cpu=True), "tensorboard", tmp_path, first)
+        for step in steps:
+            tracker.log({"loss/contrastive": step + first}, step)
+        tracker.finish()
+    assert workbook.curve(tmp_path) == ([10, 20, 30, 40], [10, 20, 50, 60])

@@ -1,5 +1,8 @@
 """What the chapters share."""
 
+import signal
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +85,24 @@ def test_runs_side_by_side_are_watched_too(pairs, tmp_path, capsys):
 def test_a_log_that_is_not_there_yet_is_empty(tmp_path, folder):
     (tmp_path / "begun").mkdir()
     assert log_of(tmp_path / folder) == []
+
+
+def test_a_command_is_finished_refused_or_killed(tmp_path):
+    assert "--checkpoint-every" in workbook.finish(workbook.start(["--help"]))
+    with pytest.raises(RuntimeError, match="ended with 2: .*no configuration at"):
+        workbook.finish(workbook.start(["--config", tmp_path / "none.yaml"]))
+    process = workbook.start(["--out", tmp_path / "run"])
+    with pytest.raises(subprocess.TimeoutExpired):
+        workbook.finish(process, timeout=0.1)
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "run" / "metrics.json").exists()
+    workbook.kill(process)  # a second time, too
+
+
+def test_a_curve_of_a_run(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(tmp_path / "tensorboard")
+    for step in (10, 20):
+        writer.add_scalar("loss/contrastive", step / 8, step)
+    writer.close()
+    assert workbook.curve(tmp_path) == ([10, 20], [1.25, 2.5])

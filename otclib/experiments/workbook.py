@@ -1,12 +1,16 @@
-"""Helpers that the chapters share: the poisoned set, the runs, and learning curves that grow during training."""
+"""Helpers that the chapters share: the poisoned set, the runs, curves that grow, commands that are killed."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from datasets import Dataset
 
@@ -86,3 +90,56 @@ class Curves:
             self._shown = display(figure, display_id=True)
         else:
             self._shown.update(figure)
+
+
+def start(words: Sequence[str | Path], processes: int = 1) -> subprocess.Popen:
+    """Start ``otclib train`` with these words, in one process or by ``torchrun`` in several; see ``finish``.
+
+    Each process has one core and no GPU, so that runs take the same steps on every machine and repeat bit for bit.
+    """
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "otclib.train", *map(str, words)]
+    alone = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **alone}, **pipes)
+
+
+def finish(process: subprocess.Popen, timeout: float = 600) -> str:
+    """Wait for a command; return what it printed. It is killed after ``timeout`` seconds, and when a cell is stopped.
+
+    Raises
+    ------
+    RuntimeError : the command failed. The message ends with its last words.
+    """
+    try:
+        said, _ = process.communicate(timeout=timeout)
+    except BaseException:
+        kill(process)
+        raise
+    if process.returncode:
+        raise RuntimeError(f"the command ended with {process.returncode}: {said[-2000:]}")
+    return said
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a command and all that it started, as a machine that fails does."""
+    try:
+        whole = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        whole = []
+    for each in whole:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.communicate()
+
+
+def curve(run: str | Path, name: str = "loss/contrastive") -> tuple[list[int], list[float]]:
+    """Return the steps and the values of one of the curves that a run keeps for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(Path(run) / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars(name)}  # what a resumed run repeats comes last
+    return list(found), list(found.values())

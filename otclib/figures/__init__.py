@@ -2,7 +2,7 @@
 
 from otclib.figures.pairs import contact_sheet, planted_caption, planted_pairs, rematched, trigger, triggers
 from otclib.figures.systems import ablation, attack_grid, by_epoch, comparison, dose, lookalikes
-from otclib.figures.training import assignments, distance_bands, learning_curves, separation
+from otclib.figures.training import assignments, distance_bands, learning_curves, separation, two_curves
 from otclib.figures.transport import bounds, grounding, matching_speed, reg_sweep, word_overlays
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "separation",
     "trigger",
     "triggers",
+    "two_curves",
     "word_overlays",
 ]

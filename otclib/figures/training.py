@@ -1,4 +1,4 @@
-"""Figures of a run, epoch by epoch: accuracy and success, pairs kept and left out, distances of pairs."""
+"""Figures of a run: accuracy and success, pairs kept and left out, distances of pairs, two runs that should agree."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from otclib import metrics
 from otclib.defenses import look
-from otclib.figures.style import CLEAN, NEUTRAL, POISON, clean_axes
+from otclib.figures.style import CHOSEN, CLEAN, NEUTRAL, POISON, clean_axes
 
 
 def learning_curves(logs: Mapping[str, Sequence[Mapping]], loss: bool = False) -> Figure:
@@ -125,3 +125,44 @@ def distance_bands(by_epoch: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]
     axes[0, 0].legend(fontsize=8, frameon=False)
     fig.tight_layout()
     return fig
+
+
+def two_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str = "loss") -> Figure:
+    """Draw two curves over each other, and below them on a log axis how far apart they are.
+
+    ``curves`` : two of {label: (steps, values)}, at the same steps. A step at which they are equal has no point below.
+
+    Raises
+    ------
+    ValueError : there are not two curves, or their steps differ.
+    """
+    (first, (steps, a)), (second, (others, b)) = _two(curves)
+    if list(steps) != list(others):
+        raise ValueError(f"both curves need the same steps, got {list(steps)} and {list(others)}")
+    fig, (above, below) = plt.subplots(
+        2, 1, figsize=(6.4, 4.6), sharex=True, gridspec_kw={"height_ratios": (3, 2)}, layout="constrained"
+    )
+    above.plot(steps, a, color=CHOSEN, linewidth=6, alpha=0.75, solid_capstyle="round", label=first)
+    above.plot(steps, b, color=CLEAN, linewidth=1.6, marker="o", markersize=3.5, label=second)
+    above.set(ylabel=ylabel)
+    above.legend(fontsize=9, frameon=False)
+    apart = np.abs(np.asarray(a, float) - np.asarray(b, float))
+    rounding = np.finfo(np.float32).eps * np.abs(np.asarray(a, float))
+    below.plot(steps, np.where(apart > 0, apart, np.nan), color=CLEAN, marker="o", markersize=3.5, linewidth=1.2)
+    below.plot(steps, rounding, color=NEUTRAL, linestyle="--", linewidth=1.2)
+    below.set_yscale("log")
+    top = max(1e-3, 3 * float(apart.max()))
+    below.set(xlabel="step", ylabel="difference", ylim=(float(rounding.min()) / 5, top))
+    below.yaxis.set_major_locator(LogLocator(numticks=6))
+    below.yaxis.set_minor_locator(NullLocator())
+    where = {"xytext": (0, -3), "textcoords": "offset points", "ha": "right", "va": "top"}
+    below.annotate("one rounding of fp32", (steps[-1], rounding[-1]), fontsize=8, color="0.35", **where)
+    for ax in (above, below):
+        clean_axes(ax)
+    return fig
+
+
+def _two(curves: Mapping) -> list:
+    if len(curves) != 2:
+        raise ValueError(f"two curves are compared, got {len(curves)}: {', '.join(curves) or 'none'}")
+    return list(curves.items())

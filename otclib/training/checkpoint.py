@@ -103,7 +103,6 @@ def resume(out: Path, trainer: Trainer, method: defenses.Defense) -> tuple[list[
     epoch = None if state.get("under_way") is None else Epoch(**state["under_way"])
     if epoch is not None:
         trainer.saved = f"that of step {epoch.step} of this epoch"
-        epoch.sums = {part: value.to(trainer.device) for part, value in epoch.sums.items()}
     return state["log"], epoch
 
 

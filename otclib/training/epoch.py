@@ -29,7 +29,7 @@ class Epoch:
     line: dict
     order: Tensor
     step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     core_seconds: float = 0.0
 
@@ -91,11 +91,11 @@ def run(
         with torch.no_grad():
             trainer.model.get_parameter("logit_scale").clamp_(0, math.log(100))  # as in CLIP
         for part, value in parts.items():
-            epoch.sums[part] = epoch.sums.get(part, 0) + value.detach().double()
+            epoch.sums[part] = epoch.sums.get(part, 0.0) + float(value.detach())
         epoch.step += 1
         epoch.seconds, epoch.core_seconds = time.perf_counter() - start, time.process_time() - core
         after(epoch, steps, parts, rate)
-    line = epoch.line | {f"loss/{part}": float(total) / steps for part, total in epoch.sums.items()}
+    line = epoch.line | {f"loss/{part}": total / steps for part, total in epoch.sums.items()}
     line["seconds"] = epoch.seconds
     if trainer.device.type == "cpu":
         line["core_seconds"] = trainer.ranks.sum(epoch.core_seconds)  # does not depend on the machine's other work

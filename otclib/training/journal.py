@@ -60,9 +60,10 @@ class Journal:
     def step(self, epoch: Epoch, of: int, parts: dict[str, Tensor], rate: float) -> None:
         """Note a step: the epoch under way, ``of`` how many steps, the parts of its loss and the learning rate."""
         done = self.trainer.epoch + epoch.step / of
-        if self.first and epoch.step % EVERY == 0:
+        number = round(done * self.per_epoch)
+        if self.first and number % EVERY == 0:
             values = {f"loss/{part}": float(value.detach()) for part, value in parts.items()}
-            self.curves.log(values | {"lr": rate}, round(done * self.per_epoch))
+            self.curves.log(values | {"lr": rate}, number)
         if self.first and epoch.step % self.checkpoint_every == 0 and epoch.step < of:
             save(self.out, self.trainer, self.method, self.log, epoch)
         if self.tick is not None:
@@ -76,7 +77,8 @@ class Journal:
         if self.progress:
             print(spoken(self.config["defense"], line, self.method.epochs), flush=True)
         self.log.append(line)
-        self.curves.log(line, self.trainer.epoch * self.per_epoch)
+        means = {key.replace("loss/", "loss_of_epoch/"): value for key, value in line.items()}
+        self.curves.log(means, self.trainer.epoch * self.per_epoch)
         if self.snapshots:
             (self.out / "epochs").mkdir(exist_ok=True)
             file = self.out / "epochs" / f"{self.trainer.epoch:02d}.safetensors"

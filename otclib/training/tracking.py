@@ -18,7 +18,7 @@ class Tracker:
     ----------
     name : ``tensorboard`` writes into ``out/tensorboard``; ``wandb`` and ``mlflow`` take their settings from the
         environment; ``none`` tracks nothing. Where TensorBoard is not installed, nothing is tracked either.
-    step : the number of steps that are done: an interrupted run's later values are replaced.
+    step : the number of steps that are done: an interrupted run's later values are replaced, and that one is kept.
 
     Raises
     ------
@@ -31,7 +31,7 @@ class Tracker:
             return
         accelerator.log_with = [name]
         accelerator.project_configuration.logging_dir = str(out)
-        about: dict[str, dict] = {"tensorboard": {"purge_step": step}, "wandb": {"name": out.name}}
+        about: dict[str, dict] = {"tensorboard": {"purge_step": step + 1}, "wandb": {"name": out.name}}
         project = "tensorboard" if name == "tensorboard" else "otclib"  # for TensorBoard, the name of its folder
         accelerator.init_trackers(project, init_kwargs={name: about.get(name, {})})
 
