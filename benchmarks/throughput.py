@@ -93,8 +93,8 @@ def our_epoch(trainer: Trainer, method: Defense, images: Images, size: int) -> W
         return seen[0]
 
     trainer.batches = batches
-    nothing = {"bar": {"disable": True}, "wait": lambda: None, "after": lambda *_: None}
-    run(trainer, method, begin(trainer, method), lr=LR, batch_size=size, **nothing)
+    nothing = {"bar": False, "wait": lambda: None, "after": lambda *_: None}
+    run(trainer, method, begin(trainer, method), config={"lr": LR, "batch_size": size}, **nothing)
     del trainer.batches
     return seen[0]
 
