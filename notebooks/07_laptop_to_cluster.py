@@ -105,11 +105,11 @@ pd.DataFrame({"kB": [f"{n / 1000:,.0f}" for n in sizes.values()], "holds": holds
 # |---|---|
 # | one process | `otclib train --config one.yaml` |
 # | two processes on a processor | `torchrun --standalone --nproc_per_node 2 -m otclib.train --config one.yaml` |
-# | the same by accelerate | `accelerate launch --multi_gpu --num_processes 2 -m otclib.train --config one.yaml` |
+# | the same by accelerate | `accelerate launch --num_processes 2 -m otclib.train --config one.yaml` |
 # | eight GPUs | `accelerate launch --num_processes 8 -m otclib.train --config one.yaml` |
 #
-# Without `--multi_gpu`, accelerate starts a single process on a machine without several GPUs. otclib refuses this,
-# because you asked for more.
+# On a machine without several GPUs accelerate starts a single process, whatever was asked for. `otclib.train` then
+# starts as many as you asked for.
 
 # %%
 said = workbook.finish(workbook.start(["--config", file, "--out", out / "several"], processes))
