@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import copies
 import psutil
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
 from together import SHORT, run, start
 
 from otclib import ranks
@@ -39,6 +42,34 @@ def test_gradient_accumulation_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(NotImplementedError, match="over 4 steps was asked for: the loss compares all pairs of a batch"):
         ranks.join()
+
+
+def test_sharded_weights_are_refused(monkeypatch):
+    asked = SimpleNamespace(gradient_accumulation_steps=1, distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(ranks, "Accelerator", lambda **_: asked)
+    with pytest.raises(NotImplementedError, match="FSDP was asked for: every process holds the whole model here"):
+        ranks.join()
+
+
+@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, BatchNormAct2d])
+def test_a_shared_batch_norm_of_one_process_is_the_batch_norm(kind):
+    """Its output, its gradients and its running statistics, in training and in evaluation."""
+    torch.manual_seed(0)
+    own, shared = kind(5), kind(5)
+    for module in (own, shared):
+        torch.nn.init.uniform_(module.weight, 0.5, 2.0, generator=torch.Generator().manual_seed(1))
+    shared.forward = ranks._Shared(shared, ALONE)
+    x = torch.randn(6, 5, 4, 4) * 3 + 1
+    weights, found = torch.randn(6, 5, 4, 4), []
+    for module in (own, shared):
+        seen = x.clone().requires_grad_()
+        out = module(seen)
+        (out * weights).sum().backward()
+        module.eval()
+        grads = (seen.grad, module.weight.grad, module.bias.grad)
+        found.append((out.detach(), *grads, module.running_mean, module.running_var, module(x).detach()))
+    assert all(torch.allclose(a, b, atol=2e-4) for a, b in zip(*found, strict=True))
+    assert own.num_batches_tracked == shared.num_batches_tracked == 1
 
 
 @pytest.mark.slow
