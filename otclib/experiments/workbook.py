@@ -117,7 +117,7 @@ def finish(process: subprocess.Popen, timeout: float = 600) -> str:
         kill(process)
         raise
     if process.returncode:
-        raise RuntimeError(f"the command ended with {process.returncode}: {said[-2000:]}")
+        raise RuntimeError(f"the command ended with {process.returncode}: {said[-20000:]}")
     return said
 
 
