@@ -48,12 +48,14 @@ def test_a_run_is_the_same_with_images_in_memory_and_without(pairs, unevaluated,
 
 
 def test_a_batch_of_few_holds_its_processes_part():
-    """Of ten pairs that three processes share, the first seven are 0 3 6, 1 4 and 2 5."""
-    for rank, own in enumerate(([0, 3, 6], [1, 4], [2, 5])):
+    """Of nine pairs that three processes share, the first six are 0 3, 1 4 and 2 5."""
+    for rank, own in enumerate(([0, 3], [1, 4], [2, 5])):
         ranks = Ranks(rank, 3)
-        batch = training.Batch(ranks.own(torch.arange(10)), *(torch.arange(10) for _ in range(4)), ranks)
-        few = batch.few(7)
-        assert len(few) == 7 and few.images.tolist() == own and few.row.tolist() == list(range(7))
+        batch = training.Batch(ranks.own(torch.arange(9)), *(torch.arange(9) for _ in range(4)), ranks)
+        few = batch.few(6)
+        assert len(few) == 6 and few.images.tolist() == own and few.row.tolist() == list(range(6))
+        with pytest.raises(ValueError, match="7 pairs of a batch cannot be shared by 3 processes equally"):
+            batch.few(7)
     assert len(training.Batch(*(torch.arange(10) for _ in range(5)), ALONE).few(99)) == 10
 
 

@@ -62,8 +62,15 @@ class Batch:
         return Batch(images, text, row, caption_id, positive, self.ranks)
 
     def few(self, n: int) -> Batch:
-        """Return the batch of the first n pairs, or of all if it has fewer."""
+        """Return the batch of the first n pairs, or of all if it has fewer.
+
+        Raises
+        ------
+        ValueError : the processes would not have equally many of them.
+        """
         n = min(n, len(self))
+        if n % self.ranks.count:
+            raise ValueError(f"{n} pairs of a batch cannot be shared by {self.ranks.count} processes equally")
         images = self.images[: len(self.ranks.own(range(n)))]
         return Batch(images, self.text[:n], self.row[:n], self.caption_id[:n], self.positive[:n], self.ranks)
 
