@@ -270,7 +270,10 @@ def tables(record: dict) -> str:
                 rows[name].append(f"{way['cuda_gib']:.1f}")
         heads += ["peak CUDA GiB"] if "cuda_gib" in r["ways"]["ours"] else []
         rows = {name: cells + [""] * (len(heads) - len(cells)) for name, cells in rows.items()}
-        title = f"Plain CLIP, {r['model']}, {r['side']} px, batches of {r['batch']}, {r['precision']}, AdamW"
+        title = (
+            f"Plain CLIP, {r['model']}, {r['side']} px, batches of {r['batch']}, {r['precision']}, AdamW, medians of "
+        )
+        title += f"{r['repeats']} epochs of {r['steps']} steps"
         parts += [f"{title}:", markdown(rows, heads)]
     for r in record.get("defenses", []):
         rows = {}
@@ -279,7 +282,8 @@ def tables(record: dict) -> str:
             rows[name] = [f"{part['images_per_second']:.1f}", f"{r['ratio'][name]:.2f}"]
             rows[name] += [f"{part['core_ms_per_image']:.1f}", f"{before:.1f}"]
         heads = ["images/s", "over clip", "core-ms an image", "before the epochs, % of the time"]
-        title = f"Defences, {r['model']}, {r['side']} px, batches of {r['batch']}, images in memory"
+        title = f"Defences, {r['model']}, {r['side']} px, batches of {r['batch']}, images in memory, "
+        title += f"medians of {r['repeats']} times {r['defended']} steps"
         parts += [f"{title}:", markdown(rows, heads)]
     rows = {
         f"{r['pairs']:,} pairs": [

@@ -51,10 +51,16 @@ def end_with(parent: int) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if (os.getpid(), parent) not in _followed:
+        killed_with_parent()
+        _follow(parent)
+
+
+def _follow(parent: int) -> None:
+    """End this process when the parent is gone, by a look twice a second; calling it again changes nothing."""
     if (os.getpid(), parent) in _followed:
         return
     _followed.add((os.getpid(), parent))
-    killed_with_parent()
     if _left(parent):
         os._exit(1)
     _watch(lambda: _left(parent), lambda: os._exit(1))
@@ -72,11 +78,7 @@ def end_with_launcher() -> None:
     ``torchrun`` starts every process in a session of its own, so what kills the launcher leaves them alive. They would
     wait for each other for an hour.
     """
-    if _left(STARTED_BY):
-        os._exit(1)
-    if (os.getpid(), STARTED_BY) not in _followed:
-        _followed.add((os.getpid(), STARTED_BY))
-        _watch(lambda: _left(STARTED_BY), lambda: os._exit(1))
+    _follow(STARTED_BY)
 
 
 def end_early() -> None:

@@ -17,6 +17,15 @@ TEXTS = [
 VISION = {"timm_model_name": "otclib_small", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
 
 
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 48,
+}
+
+
 def bert(folder):
     """WordPiece: [CLS] words [SEP], padded with 0."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -27,14 +36,7 @@ def bert(folder):
     ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special))
-    config = transformers.BertConfig(
-        vocab_size=made.get_vocab_size(),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=48,
-    )
+    config = transformers.BertConfig(vocab_size=made.get_vocab_size(), **TINY)
     return write(folder, made, named, config)
 
 
@@ -50,14 +52,7 @@ def roberta(folder):
     made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     named = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), special))
     named |= {"cls_token": "<s>", "sep_token": "</s>"}
-    config = transformers.RobertaConfig(
-        vocab_size=made.get_vocab_size(),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=48,
-    )
+    config = transformers.RobertaConfig(vocab_size=made.get_vocab_size(), **TINY)
     return write(folder, made, named, config)
 
 

@@ -78,9 +78,7 @@ def save(out: Path, trainer: Trainer, method: defenses.Defense, log: list[dict],
     except (OSError, RuntimeError) as error:  # torch says of a full disk: "unexpected pos"
         part.unlink(missing_ok=True)
         kept = f"the last one, {trainer.saved}, is kept" if trainer.saved else "there is none yet"
-        raise OSError(
-            getattr(error, "errno", None), f"the checkpoint of {out} could not be written ({error}); {kept}"
-        ) from error
+        raise OSError(f"the checkpoint of {out} could not be written ({error}); {kept}") from error
     os.replace(part, out / "checkpoint.pt")
     write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
     trainer.saved = f"that of epoch {trainer.epoch}" if epoch is None else f"that of step {epoch.step} of this epoch"
