@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from otclib.data import readers, scenes
 from otclib.data.cache import cache_dir
+from otclib.data.origin import with_origin
 
 disable_progress_bars()  # writing a table takes only a moment; longer work shows its own progress bar
 NAMES = ("scenes", "coco", "visual-genome", "cc3m", "csv", "webdataset", "hub")
@@ -69,8 +70,10 @@ def load(
     if name == "scenes":
         if unknown := set(options) - {"image_size"}:
             raise ValueError(f"scenes have no option {', '.join(sorted(unknown))}; they take image_size")
-        return _scenes(split, root, size, seed, **options)
-    return readers.read(name, split=split, root=root, size=size, seed=seed, **options)
+        table = _scenes(split, root, size, seed, **options)
+    else:
+        table = readers.read(name, split=split, root=root, size=size, seed=seed, **options)
+    return with_origin(table, name=name, options=options)
 
 
 def _scenes(split: str, root: str | Path | None, size: int | None, seed: int, *, image_size: int = 64) -> Dataset:
