@@ -77,6 +77,8 @@ _ALL = (
     Metric("poison_recall", "poison flagged: recall", "", "higher", 2),
     Metric("poison_precision", "poison flagged: precision", "", "higher", 2),
     Metric("linear_probe/scenes", "linear probe, scenes", "%", "higher"),
+    Metric("linear_probe/emoji-scenes", "linear probe, emoji scenes", "%", "higher"),
+    Metric("linear_probe/emoji", "linear probe, emoji by group", "%", "higher"),
     Metric("linear_probe/test", "linear probe, test images", "%", "higher"),
     Metric("linear_probe/digits", "linear probe, digits", "%", "higher"),
     Metric("linear_probe/letters", "linear probe, letters", "%", "higher"),

@@ -4,20 +4,23 @@
     pairs[0]  # {"id": ..., "image": PIL image, "caption": "a photo of ...", "label": class name or None, ...}
 
 Every table has the columns ``id``, ``image``, ``caption`` and ``label``. Scenes add ``objects``, ``ground`` and
-``words`` (the ground truth of every content word).
+``words`` (the ground truth of every content word). Three sets are drawn: ``scenes`` of glyphs, ``emoji`` by six
+artists, and ``emoji-scenes`` of their drawings. All others are read.
 """
 
-from otclib.data import drawing, grammar, probes, scenes
+from otclib.data import drawing, emoji, grammar, probes, scenes
 from otclib.data.cache import cache_dir
-from otclib.data.loader import NAMES, load
+from otclib.data.loader import DRAWN, NAMES, load, world, world_of
 from otclib.data.table import Resize, classes, image_tensor, names, prompt, templates, with_article, words_for
 
 __all__ = [
+    "DRAWN",
     "NAMES",
     "Resize",
     "cache_dir",
     "classes",
     "drawing",
+    "emoji",
     "grammar",
     "image_tensor",
     "load",
@@ -28,4 +31,6 @@ __all__ = [
     "templates",
     "with_article",
     "words_for",
+    "world",
+    "world_of",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from otclib.data.grammar import GROUNDS, OBJECTS, Scene
+from otclib.data.grammar import GROUNDS, OBJECTS, Scene, Thing
 
 GLYPH = 96  # side of the master drawings, pixels
 
@@ -93,40 +94,49 @@ def _textures(size: int) -> dict[str, np.ndarray]:
 
 def render(scene: Scene, size: int = 64) -> np.ndarray:
     """Return the image of a scene, uint8 [size, size, 3]."""
-    variant, ox, oy, flips = scene.texture
-    ground = _textures(size)[scene.ground][variant]
-    ox, oy = ox * size // 256, oy * size // 256
-    canvas = ground[oy : oy + size, ox : ox + size].astype(np.float32)
-    canvas = canvas[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)] * np.asarray(scene.tint, np.float32)
-    for t in scene.things:
-        scale = GLYPH / (t.diameter * size)  # master pixels per image pixel
-        c, s = np.cos(np.radians(t.angle)) * scale, np.sin(np.radians(t.angle)) * scale
-        x, y = t.x * size, t.y * size
-        lo_x, hi_x = max(0, int(x - t.diameter * size * 0.72)), min(size, int(x + t.diameter * size * 0.72) + 2)
-        lo_y, hi_y = max(0, int(y - t.diameter * size * 0.72)), min(size, int(y + t.diameter * size * 0.72) + 2)
-        dx, dy = lo_x - x, lo_y - y
-        affine = (c, s, GLYPH / 2 + c * dx + s * dy, -s, c, GLYPH / 2 - s * dx + c * dy)
-        level = _level(t.name, scale)
-        k = level[0].width / GLYPH
-        ink, backing = (
-            np.asarray(
-                m.transform(
-                    (hi_x - lo_x, hi_y - lo_y),
-                    Image.Transform.AFFINE,
-                    [k * a for a in affine],
-                    Image.Resampling.BILINEAR,
-                ),
-                np.float32,
-            )[..., None]
-            / 255
-            for m in level
-        )
-        rgb = np.array(t.rgb, np.float32)
+    canvas = ground(scene, size)
+    for thing in scene.things:
+        level = finest(_levels(thing.name), thing.diameter * size)
+        window, (ink, backing) = transformed(thing, size, level)
+        rgb = np.array(thing.rgb, np.float32)
         paper = 0.12 * rgb + 0.88 * 255
-        patch = canvas[lo_y:hi_y, lo_x:hi_x]
-        patch += 0.95 * backing * (paper - patch)
-        patch += ink * (rgb - patch)
+        patch = canvas[window]
+        patch += 0.95 * backing[..., None] * (paper - patch)
+        patch += ink[..., None] * (rgb - patch)
     return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def ground(scene: Scene, size: int) -> np.ndarray:
+    """Return the textured ground of a scene, float32 [size, size, 3] from 0 to 255."""
+    variant, ox, oy, flips = scene.texture
+    whole = _textures(size)[scene.ground][variant]
+    ox, oy = ox * size // 256, oy * size // 256
+    canvas = whole[oy : oy + size, ox : ox + size].astype(np.float32)
+    return canvas[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)] * np.asarray(scene.tint, np.float32)
+
+
+def transformed(
+    thing: Thing, size: int, level: tuple[Image.Image, ...], mirrored: bool = False
+) -> tuple[tuple[slice, slice], list[np.ndarray]]:
+    """Return where a thing lies in the image, and its masters turned and scaled to it, float32 from 0 to 1.
+
+    The masters are squares of one size; of each the thing's diameter is the whole side.
+    """
+    side = level[0].width
+    scale = side / (thing.diameter * size)  # master pixels per image pixel
+    c, s = np.cos(np.radians(thing.angle)) * scale, np.sin(np.radians(thing.angle)) * scale
+    x, y, reach = thing.x * size, thing.y * size, thing.diameter * size * 0.72
+    lo_x, hi_x = max(0, int(x - reach)), min(size, int(x + reach) + 2)
+    lo_y, hi_y = max(0, int(y - reach)), min(size, int(y + reach) + 2)
+    dx, dy = lo_x - x, lo_y - y
+    affine = (c, s, side / 2 + c * dx + s * dy, -s, c, side / 2 - s * dx + c * dy)
+    if mirrored:
+        affine = (-affine[0], -affine[1], side - affine[2], *affine[3:])
+    shape = hi_x - lo_x, hi_y - lo_y
+    return (slice(lo_y, hi_y), slice(lo_x, hi_x)), [
+        np.asarray(m.transform(shape, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR), np.float32) / 255
+        for m in level
+    ]
 
 
 @functools.cache
@@ -135,10 +145,9 @@ def _levels(name: str) -> tuple[tuple[Image.Image, ...], ...]:
     return tuple(tuple(m.resize((s, s), Image.Resampling.LANCZOS) for m in _masters(name)) for s in sides)
 
 
-def _level(name: str, scale: float) -> tuple[Image.Image, ...]:
-    """Return the smallest master that is at least as fine as the drawing, so that bilinear sampling does not alias."""
-    levels = _levels(name)
+def finest(levels: Sequence[tuple[Image.Image, ...]], pixels: float) -> tuple[Image.Image, ...]:
+    """Return the smallest of some masters that is as fine as a drawing of so many pixels: then nothing aliases."""
     for level in reversed(levels):
-        if level[0].width >= GLYPH / scale * 0.999:
+        if level[0].width >= pixels * 0.999:
             return level
     return levels[0]

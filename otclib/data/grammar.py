@@ -83,7 +83,8 @@ GROUNDS: dict[str, tuple[str, tuple[int, int, int], tuple[str, ...]]] = {
     "cloth": ("on", (170, 150, 190), ("fabric", "linen")),
 }
 NO_ARTICLE = frozenset(
-    "scissors shears music peace radiation radioactivity lightning coffee bones mail dice sunshine love".split()
+    "scissors shears music peace radiation radioactivity lightning coffee bones mail dice sunshine love bread bacon "
+    "popcorn spaghetti sushi sake oden fog construction camping cooking badminton tennis baseball basketball".split()
 )
 FORMS = (  # {} takes the objects, and the ground if it is named
     "a photo of {}",
@@ -96,6 +97,7 @@ FORMS = (  # {} takes the objects, and the ground if it is named
     "{} up close",
 )
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}", "there is a {}", "look at a {}")  # zero-shot prompts
+TEMPLATES_OF_DRAWINGS = ("a drawing of a {}", "an emoji of a {}", "clip art of a {}", "a picture of a {}", "a {}")
 
 
 @dataclass
@@ -103,13 +105,14 @@ class Thing:
     """One object of a scene; lengths in units of the image side, angle in degrees."""
 
     name: str
-    colour: str
-    rgb: tuple[int, int, int]
+    colour: str | None  # its name; None: no colour prevails
+    rgb: tuple[int, int, int] | None  # the ink; None: a drawing with colours of its own
     size: str
     diameter: float
     x: float
     y: float
     angle: float
+    synonyms: tuple[str, ...] = ()
 
     @property
     def box(self) -> list[float]:
@@ -130,28 +133,40 @@ class Scene:
 
 def sample(rng: np.random.Generator, max_objects: int = 3) -> Scene:
     """Draw a scene: 75 % hold one object, 19 % two, 6 % three (or one each, if ``max_objects`` is 1)."""
+    scene, count = empty(rng, max_objects)
+    names = rng.choice(len(OBJECTS), count, replace=False)
+    for n in names:
+        name = list(OBJECTS)[n]
+        colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+        r, g, b = (min(255, max(0, int(v + d))) for v, d in zip(COLOURS[colour][0], rng.normal(0, 10, 3)))
+        size, diameter, x, y = place(rng, scene, count)
+        angle = float(rng.uniform(-15, 15))
+        scene.things.append(Thing(name, colour, (r, g, b), size, diameter, x, y, angle, OBJECTS[name][1]))
+    return scene
+
+
+def empty(rng: np.random.Generator, max_objects: int) -> tuple[Scene, int]:
+    """Draw a ground, and the number of objects that will lie on it."""
     grounds = list(GROUNDS)
     u = rng.random(8)
-    count = min(max_objects, 1 + int(u[0] > 0.75) + int(u[0] > 0.94))
     scene = Scene(
         ground=grounds[int(u[1] * len(grounds))],
         texture=(int(u[2] * 4), int(u[3] * 256), int(u[4] * 256), int(u[5] * 4)),
         tint=tuple(rng.uniform(0.88, 1.1, 3)),
     )
-    names = rng.choice(len(OBJECTS), count, replace=False)
-    for n in names:
-        colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-        r, g, b = (min(255, max(0, int(v + d))) for v, d in zip(COLOURS[colour][0], rng.normal(0, 10, 3)))
-        size = "large" if rng.random() < 0.5 else "small"
-        diameter = rng.uniform(0.46, 0.60) if size == "large" else rng.uniform(0.34, 0.42)
-        diameter *= (1.0, 0.82, 0.70)[count - 1]
-        for _ in range(12):  # a free place, or the last one tried
-            x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2).tolist()
-            if all((x - t.x) ** 2 + (y - t.y) ** 2 > ((diameter + t.diameter) * 0.45) ** 2 for t in scene.things):
-                break
-        angle = float(rng.uniform(-15, 15))
-        scene.things.append(Thing(list(OBJECTS)[n], colour, (r, g, b), size, float(diameter), x, y, angle))
-    return scene
+    return scene, min(max_objects, 1 + int(u[0] > 0.75) + int(u[0] > 0.94))
+
+
+def place(rng: np.random.Generator, scene: Scene, count: int) -> tuple[str, float, float, float]:
+    """Draw the size of the next of ``count`` objects, and its place: size's name, diameter, x and y."""
+    size = "large" if rng.random() < 0.5 else "small"
+    diameter = rng.uniform(0.46, 0.60) if size == "large" else rng.uniform(0.34, 0.42)
+    diameter *= (1.0, 0.82, 0.70)[count - 1]
+    for _ in range(12):  # a free place, or the last one tried
+        x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2).tolist()
+        if all((x - t.x) ** 2 + (y - t.y) ** 2 > ((diameter + t.diameter) * 0.45) ** 2 for t in scene.things):
+            break
+    return size, float(diameter), x, y
 
 
 def article(word: str) -> str:
@@ -162,11 +177,21 @@ def article(word: str) -> str:
     return "an" if re.match(r"[aeiou]|hour|heir|honest|honou?r", word) else "a"
 
 
+def takes_article(noun: str) -> bool:
+    """Return whether a noun in the singular takes "a" or "an": not "scissors", and no other plural ("jeans").
+
+    >>> takes_article("bus"), takes_article("hot dog"), takes_article("french fries"), takes_article("bread")
+    (True, True, False, False)
+    """
+    return noun not in NO_ARTICLE and not re.search(r"[^aiosu]s$", noun)
+
+
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
     """Return a caption of the scene and its content words: text, start, end (characters) and object.
 
     ``object`` is the index of the thing that the word names or describes, or -1 for the ground. The first thing is
-    always named, and each further one in 75 % of the captions. Colour and ground are named in 15 %, size in 8 %.
+    always named, and each further one in 75 % of the captions. Colour and ground are named in 15 %, size in 8 %. A
+    name of several words, "hot dog", has several content words.
     """
 
     def pick(word: str, synonyms: tuple[str, ...]) -> str:
@@ -179,10 +204,10 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
         words: list[tuple[str, int | None]] = []
         if rng.random() < 0.08:
             words.append((pick(t.size, SIZES[t.size]), k))
-        if rng.random() < 0.15:
-            words.append((pick(t.colour, COLOURS[t.colour][1]), k))
-        words.append((pick(t.name, OBJECTS[t.name][1]), k))
-        if words[-1][0] not in NO_ARTICLE:
+        if t.colour and rng.random() < 0.15:
+            words.append((pick(t.colour, COLOURS[t.colour][1] if t.rgb else ()), k))
+        words.append((pick(t.name, t.synonyms), k))
+        if takes_article(words[-1][0]):
             words = [(article(words[0][0]), None), *words]
         phrases.append(words)
     if len(phrases) > 1:
@@ -197,7 +222,8 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, list[dict]]:
     text, content = before, []
     for k, (word, thing) in enumerate(parts):
         text += " " if k else ""
-        if thing is not None:
-            content.append({"text": word, "start": len(text), "end": len(text) + len(word), "object": thing})
+        for part in re.finditer(r"\S+", word if thing is not None else ""):
+            start = len(text) + part.start()
+            content.append({"text": part[0], "start": start, "end": start + len(part[0]), "object": thing})
         text += word
     return text + after, content

@@ -30,7 +30,7 @@ def names(caption: str, label: str) -> bool:
 
 def with_article(word: str) -> str:
     """Return a noun with its article: "an umbrella", "a star"; "scissors" has none, as in the scenes' captions."""
-    return word if word in grammar.NO_ARTICLE else f"{grammar.article(word)} {word}"
+    return f"{grammar.article(word)} {word}" if grammar.takes_article(word) else word
 
 
 def prompt(template: str, label: str) -> str:
@@ -54,9 +54,11 @@ def classes(pairs: Dataset) -> list[str]:
 
 
 def templates(pairs: Dataset) -> Sequence[str]:
-    """Return the zero-shot templates for ``prompt``: the scenes' own forms, or open_clip's 80 for ImageNet."""
+    """Return the zero-shot templates for ``prompt``: forms of a drawn set's captions, or the 80 for ImageNet."""
     if "objects" in pairs.column_names:
         return grammar.TEMPLATES
+    if "artist" in pairs.column_names:
+        return grammar.TEMPLATES_OF_DRAWINGS
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return [t("{}") for t in OPENAI_IMAGENET_TEMPLATES]

@@ -46,10 +46,11 @@ class Watcher:
 
 
 def default_watch(config: dict) -> Dataset | None:
-    """Return 500 one-object scenes of the val split for a run on scenes; None for other tables."""
-    if not config["scenes"]:
+    """Return 500 labelled rows of the ``val`` split of the drawn set that a run has; None for other tables."""
+    world = data.world_of(config)
+    if world is None:
         return None
-    val = data.load("scenes", split="val", seed=config["seed"])
+    val = data.load(world["name"], split="val", seed=config["seed"], **world["options"])
     rows = [k for k, label in enumerate(val["label"]) if label is not None][:500]
     return val.select(rows)
 
@@ -69,9 +70,9 @@ def evaluate(
 
     Parameters
     ----------
-    test : labelled images for zero-shot accuracy, attack success and the linear probe. Default for a run on the
-        embedded scenes: their ``test`` split at the run's seed, as ``data.load`` draws it by default.
-    val : pairs for retrieval and plan grounding. Default for a run on the embedded scenes: their ``val`` split.
+    test : labelled images for zero-shot accuracy, attack success and the linear probe. Default for a run on a drawn
+        set (``scenes``, ``emoji``, ``emoji-scenes``): its ``test`` split at the run's seed, of its default size.
+    val : pairs for retrieval and plan grounding. Default for a run on a drawn set: its ``val`` split.
     clean : the run folder of an undefended model that was trained without poison, to compare the attack with. Default:
         the one that ``train`` was given, if it still exists.
 
@@ -86,7 +87,7 @@ def evaluate(
     - ``backdoor_z_score``
     - with ``clean``: ``clean_model_rate``, ``clean_model_hits``, ``clean_model_triggered_top1``,
       ``clean_model_z_score``
-    - ``linear_probe/<set>`` on ``scenes``, ``digits``, ``letters``
+    - ``linear_probe/<set>`` on the drawn set or ``test``, on ``digits`` and on ``letters``
     - ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``
     - ``poison_auroc``, ``poison_recall``, ``poison_precision`` and ``poison_rate/<kind>``, see ``separation``
     - ``plan_pointing_accuracy`` and the mass keys of ``grounding``
@@ -101,9 +102,10 @@ def evaluate(
     if not (run / "model.safetensors").exists():
         raise FileNotFoundError(f"{run} is not a finished run: it has no model.safetensors")
     config = json.loads((run / "config.json").read_text())
-    if config["scenes"]:
-        test = test if test is not None else data.load("scenes", split="test", seed=config["seed"])
-        val = val if val is not None else data.load("scenes", split="val", seed=config["seed"])
+    if world := data.world_of(config):
+        drawn = {"seed": config["seed"], **world["options"]}
+        test = test if test is not None else data.load(world["name"], split="test", **drawn)
+        val = val if val is not None else data.load(world["name"], split="val", **drawn)
     device = Accelerator(mixed_precision="no").device
     network, _, tokenizer = models.load(run / "model.safetensors")
     model: Any = Remembering(network.to(device))  # it stands in for the network
@@ -134,8 +136,9 @@ def evaluate(
             metrics |= {f"clean_model_{name}": found[key] for key, name in OF_A_CLEAN_MODEL.items() if key in found}
         if (run / "head.safetensors").exists():
             metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images, shown)
-        own = "scenes" if config["scenes"] else "test"
-        metrics[f"linear_probe/{own}"] = linear_probe(model, images, np.array(test["label"]))
+        own = world["name"] if world else "test"
+        shown_there = test["group" if "group" in test.column_names else "label"]  # many labels of emoji occur once
+        metrics[f"linear_probe/{own}"] = linear_probe(model, images, np.array(shown_there))
     for name, labelled in probes.PROBES.items():
         metrics[f"linear_probe/{name}"] = linear_probe(model, *labelled(size))
     if val is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from otclib import models
+from otclib import data, models
 from otclib.defenses.base import Defense
 from otclib.optim import KINDS, WARM
 from otclib.runs import code, config_of, fingerprint, machine, write_json
@@ -27,7 +27,7 @@ def describe(
         "batch_size": min(batch_size, len(pairs)),
         "pairs": len(pairs),
         "fingerprint": fingerprint(pairs),
-        "scenes": "objects" in pairs.column_names,
+        "world": data.world(pairs),
         "poisoned": 0 if manifest is None else len(manifest),
         "attacks": [] if manifest is None else sorted(set(manifest["attack"])),
     }
@@ -82,6 +82,7 @@ def found(out: Path, config: dict) -> dict:
     if not (out / "config.json").exists():
         return {}
     before = NEWER | config_of(out)
+    before["world"] = data.world_of(before)
     if config["precision"] == "auto":
         config["precision"] = before["precision"]
     if differing := [k for k in config if before.get(k) != config[k]]:

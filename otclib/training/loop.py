@@ -87,7 +87,7 @@ def train(
     precision : of the image tower's convolutions and products: ``fp32``, ``bf16``, or ``auto``, the one that is faster
         here by a short measurement (``training.precision``). ``config.json`` says which, and a resumed run keeps it.
     watch : labelled images on which zero-shot accuracy and attack success are measured after every epoch.
-        Default for the embedded scenes: 500 of the ``val`` scenes that hold one object.
+        Default for the drawn sets: 500 labelled images of their ``val`` split.
     clean : the finished run of an undefended model without poison, with which ``evaluate`` compares the attack.
     snapshots : write the weights after every epoch, ``epochs/01.safetensors`` and so on, in half precision, for the
         explorer's epoch slider (14 MB each of the small model).
