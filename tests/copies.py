@@ -37,6 +37,16 @@ def put_tar(path: Path, members: dict[str, bytes | str]) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
+def put_tar_gz(path: Path, members: dict[str, str]) -> None:
+    """A compressed tar of texts, as npm packs them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content.encode())
+            tar.addfile(member, io.BytesIO(content.encode()))
+
+
 def coco(root: Path, words: Sequence[str]) -> Path:
     """MSCOCO's train split: an image of every word, whose caption and largest object are the word."""
     numbers, classes = range(1, len(words) + 1), sorted(set(words))

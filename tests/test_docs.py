@@ -10,6 +10,8 @@ import otclib
 
 PACKAGE = Path(otclib.__file__).parent
 EXAMPLES = (
+    "data/emoji/colours.py",
+    "data/grammar.py",
     "data/readers/tarpart.py",
     "data/table.py",
     "defenses/otcclip.py",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import otclib
-from otclib.data import drawing, grammar, scenes
+from otclib.data import drawing, grammar, parallel, scenes
 
 
 def test_same_seed_same_scenes_whatever_the_workers():
@@ -128,11 +128,11 @@ def test_workers_are_as_many_as_asked_for(has_affinity, monkeypatch):
         imap = map
 
     asked = []
-    monkeypatch.setattr(scenes, "get_context", lambda _: type("Context", (), {"Pool": Pool}))
+    monkeypatch.setattr(parallel, "get_context", lambda _: type("Context", (), {"Pool": Pool}))
     monkeypatch.setattr(scenes, "_rows", lambda task: [task])
-    monkeypatch.setattr(scenes.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 2)
     if not has_affinity:
-        monkeypatch.delattr(scenes.os, "sched_getaffinity", raising=False)
+        monkeypatch.delattr(parallel.os, "sched_getaffinity", raising=False)
     assert len(list(scenes.generate("train", 1000, workers=3))) == 4
     list(scenes.generate("train", 1000, workers=1))
     list(scenes.generate("train", 1000, workers=9))

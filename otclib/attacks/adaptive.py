@@ -118,8 +118,8 @@ def renamed(caption: str, label: str, word: str) -> str:
     def fitted(match: re.Match) -> str:
         before, adjectives, name = match["before"] or "", match["adjectives"], match["name"]
         has_article = before.lower() in ("a ", "an ")
-        if has_article or (not before and name.lower() in grammar.NO_ARTICLE):
-            before = "" if word in grammar.NO_ARTICLE else grammar.article(adjectives or word) + " "
+        if has_article or (not before and not grammar.takes_article(name.lower())):
+            before = grammar.article(adjectives or word) + " " if grammar.takes_article(word) else ""
         return f"{before}{adjectives}{word}"
 
     pattern = rf"\b(?P<before>(?:an?|{DETERMINERS}) )?(?P<adjectives>(?:(?:{ADJECTIVES}) )*)(?P<name>{own})\b"

@@ -65,7 +65,11 @@ COLOURS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {  # inks tha
     "black": ((25, 25, 30), ("dark",)),
 }
 SIZES: dict[str, tuple[str, ...]] = {"large": ("big", "huge"), "small": ("little", "tiny")}
-
+ATTRIBUTES = frozenset(
+    word
+    for name, synonyms in [*SIZES.items(), *((name, more) for name, (_, more) in COLOURS.items()), ("white", ())]
+    for word in (name, *synonyms)
+)
 
 # ground -> (preposition, base colour, synonyms)
 GROUNDS: dict[str, tuple[str, tuple[int, int, int], tuple[str, ...]]] = {

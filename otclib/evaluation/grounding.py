@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import Tensor, nn
 
 from otclib import data, models
@@ -14,6 +15,14 @@ from otclib.evaluation.zero_shot import encode
 from otclib.transport import sinkhorn
 
 GROUNDING_REG = 0.1
+
+
+def visible(thing: Mapping, side: int) -> np.ndarray:
+    """Return the share of each cell of a side x side grid that shows an object [side²], by its mask or its box."""
+    if thing.get("mask") is None:
+        return coverage(thing["box"], side)
+    mask = Image.fromarray(data.emoji.mask(thing)).convert("F").resize((side, side), Image.Resampling.BOX)
+    return np.asarray(mask).ravel() / 255
 
 
 def coverage(box: Sequence[float], side: int) -> np.ndarray:
@@ -49,8 +58,8 @@ def grounding(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset, reg: 
     All values are means over the words of objects (name, colour and size; not the ground). ``*`` is ``plan``,
     ``cosine`` or ``softmax``, see ``word_maps``.
 
-    - ``*_mass_on_object``: the share of the word's mass inside the object's box.
-    - ``mass_chance``: the box's share of the image, which is what an even spread gives.
+    - ``*_mass_on_object``: the share of the word's mass inside the object's mask (``emoji-scenes``) or box.
+    - ``mass_chance``: the share of the image that this is, which is what an even spread gives.
     - ``*_mass_ratio``: the first over the second; also for names and for attributes (colours and sizes) alone.
     - ``*_pointing_accuracy``: how often the centre of the heaviest cell lies in the box.
     """
@@ -70,9 +79,11 @@ def grounding(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset, reg: 
                 continue
             thing = things[word["object"]]
             box = thing["box"]
-            cover = coverage(box, side)
+            cover = visible(thing, side)
+            if not cover.any():  # another object hides it
+                continue
             shares.append(cover.mean())
-            of_names.append(data.names(word["text"], thing["name"]))
+            of_names.append(word["text"] not in data.grammar.ATTRIBUTES)
             for k, m in maps.items():
                 spread = m[b, :, span.first : span.last].mean(1)
                 inside[k].append(float(spread @ cover))

@@ -6,6 +6,7 @@
 ``sources`` says who drew them and under which licence. None of the drawings is part of this repository.
 """
 
+from otclib.data.emoji.scenes import mask
 from otclib.data.emoji.sources import ARTISTS, attribution
 
-__all__ = ["ARTISTS", "attribution"]
+__all__ = ["ARTISTS", "attribution", "mask"]

@@ -1,8 +1,8 @@
 """Scenes of drawings: one to three things by many artists on textured grounds. The rich world.
 
 They are composed and described as the scenes of glyphs are (``data.grammar``). A thing has hundreds of images and no
-two are alike, because five artists drew it, and size, place, turn, mirroring and ground vary. Every content word has its
-truth: the box and the mask of what it names. Captions name the colour of a drawing in which one prevails. In 25 % a
+two are alike, because five artists drew it, and size, place, turn, mirroring and ground vary. Every content word has
+its truth: the box and the mask of what it names. Captions name the colour of a drawing in which one prevails. In 25 % a
 keyword that people gave to few other things stands for the name.
 
 In ``test`` the drawings are those of an artist who is in no other split.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,7 @@ from otclib.data.parallel import in_order, shown
 
 VERSION = 1  # part of the cache's name: raise it when the same seed begins to give other scenes
 CLASSES = 200
-FINE = 160  # side of the master drawings, pixels; of images up to COARSE pixels it is 64
-COARSE = 112
+ROUGH, FINE = 64, 160  # side of the master drawings, pixels: of images up to 112 pixels, and of larger ones
 OBJECT = {**scenes.OBJECT, "artist": Value("string"), "mask": Value("binary")}
 FEATURES = Features({**scenes.FEATURES, "objects": [OBJECT]})
 
@@ -85,34 +84,32 @@ def generate(
 ) -> Iterator[dict]:
     """Yield ``n`` rows of the split in order, drawn by ``workers`` processes (default: one per core)."""
     for artist in _artists(split, held_out):  # rendered before the workers share them
-        drawings(artist, _side(size), root)
+        for side in {ROUGH, _side(size)}:
+            drawings(artist, side, root)
     world = split, seed, size, classes, held_out, root
     step = scenes.CHUNK
     yield from in_order(_rows, [(*world, a, min(a + step, n)) for a in range(0, n, step)], workers)
 
 
-def sample(
-    rng: np.random.Generator, things: tuple[Named, ...], artists: list[str], most: int, side: int
-) -> grammar.Scene:
+def sample(rng: np.random.Generator, things: tuple[Named, ...], artists: list[str], most: int) -> grammar.Scene:
     """Draw a scene of one to ``most`` of these things, each by one of these artists."""
     scene, count = grammar.empty(rng, most)
     for n in rng.choice(len(things), count, replace=False):
         thing, artist = things[n], artists[int(rng.integers(len(artists)))]
         size, diameter, x, y = grammar.place(rng, scene, count)
         angle, mirrored = float(rng.uniform(-15, 15)), bool(rng.random() < 0.5)
-        colour = _masters(artist, side)[thing.code][1]
-        about = thing.name, colour, None, size, diameter, x, y, angle, thing.synonyms
+        about = thing.name, _colour(artist, thing.code), None, size, diameter, x, y, angle, thing.synonyms
         scene.things.append(Drawn(*about, thing.code, artist, mirrored))
     return scene
 
 
 def render(scene: grammar.Scene, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the image of a scene, uint8 [size, size, 3], and where each object is visible, bool [size, size]."""
-    canvas, masks = drawing.ground(scene, size), []
+    canvas = drawing.ground(scene, size)
+    masks: list[np.ndarray] = []
     for thing in scene.things:
         assert isinstance(thing, Drawn)
-        levels = _masters(thing.artist, _side(size))[thing.code][0]
-        level = drawing.finest(levels, thing.diameter * size)
+        level = drawing.finest(_levels(thing.artist, thing.code, _side(size)), thing.diameter * size)
         window, (sticker,) = drawing.transformed(thing, size, level, thing.mirrored)
         alpha = sticker[..., 3:]
         canvas[window] += 255 * sticker[..., :3] - alpha * canvas[window]  # the colours are multiplied by alpha already
@@ -122,7 +119,7 @@ def render(scene: grammar.Scene, size: int) -> tuple[np.ndarray, list[np.ndarray
     return np.clip(canvas, 0, 255).astype(np.uint8), masks
 
 
-def mask(thing: dict) -> np.ndarray:
+def mask(thing: Mapping) -> np.ndarray:
     """Return where an object of a row is visible, bool [S, S]."""
     return np.asarray(Image.open(io.BytesIO(thing["mask"])))
 
@@ -133,7 +130,7 @@ def _rows(task: tuple) -> list[dict]:
     rows = []
     for k in range(start, stop):
         rng = np.random.default_rng([seed, list(scenes.SPLITS).index(split), k, 1])
-        scene = sample(rng, things, artists, scenes.SPLITS[split][1], _side(size))
+        scene = sample(rng, things, artists, scenes.SPLITS[split][1])
         caption, words = grammar.describe(scene, rng)
         image, masks = render(scene, size)
         about = ("name", "colour", "size", "artist")
@@ -174,35 +171,32 @@ def _artists(split: str, held_out: str) -> list[str]:
 
 
 def _side(size: int) -> int:
-    return 64 if size <= COARSE else FINE
+    return ROUGH if size <= 112 else FINE
 
 
 @functools.cache
-def _masters(artist: str, side: int) -> dict:
-    return _Masters(drawings(artist, side))
+def _pngs(artist: str, side: int) -> dict[str, bytes]:
+    return drawings(artist, side)
 
 
-class _Masters(dict):
-    """code -> (a drawing as a sticker with a white rim, in falling sizes; its colour), made when it is asked for."""
+@functools.cache
+def _colour(artist: str, code: str) -> str | None:
+    return prevailing(picture(_pngs(artist, ROUGH)[code]))  # of this side always: the captions of every size agree
 
-    def __init__(self, pngs: dict[str, bytes]):
-        self.pngs = pngs
 
-    def __missing__(self, code: str) -> tuple:
-        drawn = picture(self.pngs[code])
-        side, rim = drawn.width, drawn.width // 32
-        tight = drawn.crop(drawn.getchannel("A").point(lambda v: 255 * (v > 64)).getbbox())
-        scale = (side - 2 * rim - 2) / max(tight.size)
-        inner = tight.resize([max(1, round(scale * s)) for s in tight.size], Image.Resampling.LANCZOS)
-        whole = Image.new("RGBA", drawn.size)
-        whole.paste(inner, [(side - s) // 2 for s in inner.size])
-        grown = (
-            whole.getchannel("A").filter(ImageFilter.MaxFilter(2 * rim + 1)).filter(ImageFilter.GaussianBlur(rim / 3))
-        )
-        paper = Image.new("RGBA", drawn.size, (255, 255, 255, 0))
-        paper.putalpha(ImageChops.lighter(grown, whole.getchannel("A")))
-        sticker = Image.alpha_composite(paper, whole).convert("RGBa")
-        sides = [s for s in (160, 112, 80, 64, 48, 32, 24, 16) if s <= side]
-        levels = tuple((sticker.resize((s, s), Image.Resampling.LANCZOS),) for s in sides)
-        self[code] = levels, prevailing(drawn)
-        return self[code]
+@functools.cache
+def _levels(artist: str, code: str, side: int) -> tuple[tuple[Image.Image], ...]:
+    """Return a drawing as a sticker with a white rim, in falling sizes, its colours multiplied by alpha."""
+    drawn, rim = picture(_pngs(artist, side)[code]), side // 32
+    tight = drawn.crop(drawn.getchannel("A").point(lambda v: 255 * (v > 64)).getbbox())
+    scale = (side - 2 * rim - 2) / max(tight.size)
+    width, height = (max(1, round(scale * s)) for s in tight.size)
+    whole = Image.new("RGBA", drawn.size)
+    whole.paste(tight.resize((width, height), Image.Resampling.LANCZOS), ((side - width) // 2, (side - height) // 2))
+    shape = whole.getchannel("A")
+    grown = shape.filter(ImageFilter.MaxFilter(2 * rim + 1)).filter(ImageFilter.GaussianBlur(rim / 3))
+    paper = Image.new("RGBA", drawn.size, (255, 255, 255, 0))
+    paper.putalpha(ImageChops.lighter(grown, shape))
+    sticker = Image.alpha_composite(paper, whole).convert("RGBa")
+    sides = [s for s in (160, 112, 80, 64, 48, 32, 24, 16) if s <= side]
+    return tuple((sticker.resize((s, s), Image.Resampling.LANCZOS),) for s in sides)

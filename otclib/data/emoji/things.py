@@ -48,8 +48,17 @@ def things(root: str | Path | None = None) -> tuple[Named, ...]:
     table = kept(
         cache_dir() / "drawings" / f"things-v{VERSION}", lambda: Dataset.from_list(list(map(asdict, _read(root))))
     )
-    rows = ({**row, "icons": {artist: icon for artist, icon in row["icons"].items() if icon}} for row in table)
-    return tuple(Named(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows)
+    return tuple(
+        Named(
+            code=row["code"],
+            name=row["name"],
+            keywords=tuple(row["keywords"]),
+            synonyms=tuple(row["synonyms"]),
+            group=row["group"],
+            icons={artist: icon for artist, icon in row["icons"].items() if icon},
+        )
+        for row in table
+    )
 
 
 def _read(root: str | Path | None) -> Iterator[Named]:
@@ -71,7 +80,7 @@ def _read(root: str | Path | None) -> Iterator[Named]:
         found = {artist: next((table[s] for s in spellings if s in table), None) for artist, table in coded.items()}
         guesses = [_slug(entry["label"]), *filter(None, found.values())]
         found["emojione"] = next((name for name in guesses if name in drawn["emojione"]), None)
-        own = {artist: icon for artist, icon in found.items() if icon in drawn[artist]}
+        own = {artist: icon for artist, icon in found.items() if icon is not None and icon in drawn[artist]}
         keywords = tuple(tag for tag in entry.get("tags", ()) if tag.lower() != entry["label"].lower())
         synonyms = tuple(k for k in keywords if used[k] <= RARE and k not in names and re.fullmatch("[a-z]{3,}", k))
         yield Named(code, entry["label"], keywords, synonyms, entry["group"], own)
