@@ -30,8 +30,9 @@ setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the o
 	@$(call install,$*)
 	@touch $@
 
-demo: setup
-	$(BIN)/python -m otclib.experiments.demo --out runs/demo
+WORLD = scenes
+demo: setup  # WORLD=emoji-scenes or WORLD=emoji: on drawings by six artists, which npm fetches
+	$(BIN)/python -m otclib.experiments.demo --world $(WORLD) --out runs/demo$(patsubst %,-%,$(filter-out scenes,$(WORLD)))
 
 test: .venv/.test  # what is quick: no notebook, no browser, no whole table
 	$(BIN)/python -m pytest -m "not slow"

@@ -2,6 +2,7 @@
 
 python -m otclib.experiments.demo --out runs/demo            # the whole story
 python -m otclib.experiments.demo --out runs/try --fast      # the same in a minute or two, on too little data
+python -m otclib.experiments.demo --world emoji-scenes       # the whole story on drawings by six artists
 python -m otclib.experiments.demo --only 05_all_systems      # one notebook, into notebooks/, with its own parameters
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from otclib import processes
+from otclib import data, processes
 from otclib.experiments.records import table
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -122,6 +123,7 @@ def _smaller(png: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m otclib.experiments.demo", description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, default=Path("runs/demo"))
+    p.add_argument("--world", choices=data.DRAWN, default="scenes", help="the drawn set of the story")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--fast", action="store_true")
     p.add_argument(
@@ -139,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     for k, name in enumerate(STORY, 1):
         print(f"\n[{k}/{len(STORY)}] {name}   ({time.perf_counter() - start:.0f} s so far)", flush=True)
-        parameters = {"out": str(a.out), "seed": a.seed, "fast": a.fast, "INTERACTIVE": False}
+        parameters = {"dataset": a.world, "out": str(a.out), "seed": a.seed, "fast": a.fast, "INTERACTIVE": False}
         execute(name, a.out / "notebooks" / f"{name}.ipynb", parameters)
         if a.publish:
             as_opened(a.out / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb")

@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from otclib.figures.style import CLEAN, GOOD, POISON, show
 
 
-def contact_sheet(images: Sequence, captions: Sequence[str] | None = None, columns: int = 8) -> Figure:
-    """Draw images in a grid, each under its caption."""
+def contact_sheet(
+    images: Sequence, captions: Sequence[str] | None = None, columns: int = 8, source: str = ""
+) -> Figure:
+    """Draw images in a grid, each under its caption; ``source``: whose pictures they are, in a line below."""
     rows = -(-len(images) // columns)
     height = 1.15 if captions is None else 1.62
     fig, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, height * 1.12 * rows), squeeze=False)
@@ -21,7 +23,34 @@ def contact_sheet(images: Sequence, captions: Sequence[str] | None = None, colum
         ax.axis("off")
         if k < len(images):
             show(ax, images[k], captions[k] if captions else "", width=22)
-    fig.tight_layout(pad=0.4)
+    fig.tight_layout(pad=0.4, rect=(0, 0.035 if source else 0, 1, 1))
+    fig.text(0.5, 0.01, textwrap.fill(source, 150), fontsize=6.5, color="0.35", ha="center")
+    return fig
+
+
+def by_artist(drawn: Mapping[str, Sequence], names: Sequence[str], held_out: str, source: str) -> Figure:
+    """Draw the same things by several artists, a row each; that of ``held_out`` comes last, and apart.
+
+    ``source`` : the line below, which says whose pictures these are.
+    """
+    artists = [artist for artist in drawn if artist != held_out] + [held_out]
+    heights = [1.0] * (len(artists) - 1) + [1.35]
+    fig, axes = plt.subplots(
+        len(artists), len(names), figsize=(0.82 * len(names) + 1, 0.8 * len(artists) + 0.9), height_ratios=heights
+    )
+    for row, artist in zip(axes, artists):
+        for ax, image in zip(row, drawn[artist]):
+            show(ax, image)
+            ax.set_anchor("S")
+            for side in ax.spines.values():
+                side.set_visible(False)
+        where = "test only" if artist == held_out else ""
+        label = f"{artist}\n{where}" if where else artist
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5, color=GOOD if where else "0.2")
+    for ax, name in zip(axes[0], names):
+        ax.set_title(name, fontsize=8.5)
+    fig.tight_layout(pad=0.3, rect=(0, 0.05, 1, 1))
+    fig.text(0.5, 0.012, textwrap.fill(source, 150), fontsize=6.5, color="0.35", ha="center")
     return fig
 
 

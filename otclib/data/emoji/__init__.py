@@ -7,6 +7,6 @@
 """
 
 from otclib.data.emoji.scenes import mask
-from otclib.data.emoji.sources import ARTISTS, attribution
+from otclib.data.emoji.sources import ARTISTS, HELD_OUT, attribution
 
-__all__ = ["ARTISTS", "attribution", "mask"]
+__all__ = ["ARTISTS", "HELD_OUT", "attribution", "mask"]
