@@ -129,6 +129,7 @@ def evaluate(
     else:
         metrics = _of_weights(run, model, planted, test, val, clean)
     if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(out), metrics)
     return metrics
 
@@ -142,7 +143,7 @@ def _of_run(
     if config["scenes"]:
         test = test if test is not None else data.load("scenes", split="test", seed=config["seed"])
         val = val if val is not None else data.load("scenes", split="val", seed=config["seed"])
-    model, tokenizer = _loaded(run)
+    model, tokenizer = _loaded(_weights_of(run))
     manifest = Dataset.from_parquet(str(run / "manifest.parquet")) if (run / "manifest.parquet").exists() else None
     planted = manifest if asked is None else asked
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -178,6 +179,7 @@ def _of_weights(
     val: Dataset | None,
     clean: str | Path | None,
 ) -> dict[str, Any]:
+    asked = _weights_of(weights, name)
     if test is None and val is None:
         raise ValueError(f"{weights} says nothing of its data: give labelled images as test, pairs as val, or both")
     labelled = labelled_rows(test)
@@ -185,22 +187,28 @@ def _of_weights(
         raise ValueError(
             f"attacks are measured on labelled images, got {'none as' if test is None else 'no label in'} test"
         )
-    model, tokenizer = _loaded(weights, name)
-    metrics: dict[str, Any] = {"weights": str(weights)}
+    model, tokenizer = _loaded(asked)
+    metrics: dict[str, Any] = {"weights": str(weights), "model": models.name_of(asked)}
     if labelled is not None:
         images = data.image_tensor(labelled, models.resize(model))
         metrics |= _attacked(model, tokenizer, planted, labelled, images, clean, name)
     return metrics | _on_pairs(model, tokenizer, val, labelled)
 
 
-def _loaded(of: str | Path, name: str | None = None) -> tuple[Any, models.Tokenizer]:
-    """Return the model of a run folder or of weights, as one that remembers its features, and the tokenizer."""
+def _weights_of(of: str | Path, name: str | None = None) -> str:
+    """Return what ``models.load`` takes: for a run folder, or for weights of the architecture ``name``."""
     if Path(of).is_dir():
-        of, name = Path(of) / "model.safetensors", None
-    asked = str(of) if name is None else f"{name}:{of}"
-    if name is None and ":" not in asked and not Path(of).is_file():
+        return str(Path(of) / "model.safetensors")
+    if Path(of).is_file():
+        return str(of) if name is None else f"{name}:{of}"
+    if ":" not in str(of):
         raise FileNotFoundError(f"{of} is not a finished run, and no file of weights")
-    network, _, tokenizer = models.load(asked)
+    return str(of)
+
+
+def _loaded(weights: str) -> tuple[Any, models.Tokenizer]:
+    """Return a model that remembers its features, and its tokenizer."""
+    network, _, tokenizer = models.load(weights)
     return Remembering(network.to(Accelerator(mixed_precision="no").device)), tokenizer
 
 
@@ -213,12 +221,14 @@ def _attacked(
     clean: str | Path | None,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Return accuracy and attack success of a model, and what a clean one (of the architecture ``name``) does."""
+    """Return accuracy and attack success of a model, and those of a ``clean`` one (see ``_weights_of``)."""
     metrics = attack_metrics(model, tokenizer, planted, test, images)
     shown = metrics.get("backdoor")
     metrics |= trigger_metrics(model, planted, images, shown)
     if clean is not None:
-        other, words = _loaded(clean, name)
+        other, words = _loaded(_weights_of(clean, name))
+        if models.resize(other) != models.resize(model):
+            images = data.image_tensor(test, models.resize(other))
         found = attack_metrics(other, words, planted, test, images, shown)
         found |= trigger_metrics(other, planted, images, shown)
         metrics |= {f"clean_model_{short}": found[key] for key, short in OF_A_CLEAN_MODEL.items() if key in found}

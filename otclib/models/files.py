@@ -139,7 +139,7 @@ def _metadata(file: Path) -> dict[str, str]:
     """Return the metadata in the header of a safetensors file; empty for other files."""
     if file.suffix != ".safetensors":
         return {}
-    with safe_open(str(file), "pt") as f:
+    with reading(file), safe_open(str(file), "pt") as f:
         return f.metadata() or {}
 
 
