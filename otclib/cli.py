@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,6 @@ from otclib import processes
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from otclib.attacks import Attack
 
 app = typer.Typer(
     name="otclib",
@@ -65,18 +65,6 @@ def _read(option: str, text: str) -> dict:
     return found
 
 
-def _attack(text: str) -> Attack:
-    """An attack that is given by its name, or as JSON with its options."""
-    from otclib import attacks
-
-    if not text.lstrip().startswith("{"):
-        return attacks.load(text)
-    options = _read("--attack", text)
-    if "name" not in options:
-        raise ValueError(f'--attack needs a name, as in \'{{"name": "badnets", "rate": 0.001}}\', got {text!r}')
-    return attacks.load(**options)
-
-
 def _configured(context: typer.Context, file: Path | None) -> Path | None:
     """Take from a file what the command line leaves open: its keys are the names of the command's parameters."""
     if file is not None and not context.resilient_parsing:
@@ -99,7 +87,7 @@ def _planted(
     """The pairs, the same with the attacks planted, and the manifest (None: nothing was planted)."""
     from otclib import attacks, data
 
-    planned = [_attack(text) for text in attack if text != "none"]
+    planned = [attacks.as_attack(text) for text in attack if text != "none"]
     pairs = data.load(dataset, root=root, size=size, seed=seed, **data_options)
     return (pairs, *attacks.plant(pairs, planned, seed=seed)) if planned else (pairs, pairs, None)
 
@@ -176,46 +164,81 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: Annotated[Path, typer.Argument(help="A finished run folder, or a file of weights.")],
+    model: Annotated[str | None, typer.Option(help="The open_clip name of weights that do not say it.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Labelled test images; default the run's own scenes.")] = None,
     root: Root = None,
     split: Annotated[str, typer.Option(help="Of that data set.")] = "test",
+    val_split: Annotated[str | None, typer.Option(help="Another, for retrieval and grounding.")] = None,
     data_options: DataOptions = "{}",
-    clean: Annotated[Path | None, typer.Option(help="A finished run without poison, to compare with.")] = None,
+    size: Size = None,
+    attack: Annotated[
+        list[str], typer.Option(metavar="NAME|JSON", help="What the model is tested against; default a run's manifest.")
+    ] = [],  # noqa: B006
+    manifest: Annotated[Path | None, typer.Option(help="The parquet file of what was planted, instead.")] = None,
+    clean: Annotated[Path | None, typer.Option(help="A run or weights without poison, to compare with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics; default a run's metrics.json.")] = None,
 ) -> None:
-    """Evaluate a finished run anew; writes its metrics.json and prints it."""
+    """Evaluate a finished run anew, or any weights; prints the metrics. A run's metrics.json is written."""
     from otclib import data, evaluation
 
     with _refusing("evaluate"):
-        test = data.load(dataset, root=root, split=split, **_read("--data-options", data_options)) if dataset else None
-        found = evaluation.evaluate(run, test=test, clean=clean)
+        if attack and manifest:
+            raise ValueError("give --attack or --manifest, got both")
+        if val_split and not dataset:
+            raise ValueError(f"--val-split {val_split} is of a --dataset, got none")
+        given = _read("--data-options", data_options)
+        sets = {
+            name: data.load(dataset, root=root, split=of, size=size, **given) if dataset and of else None
+            for name, of in (("test", split), ("val", val_split))
+        }
+        found = evaluation.evaluate(run, model=model, **sets, attack=attack or manifest, clean=clean, out=out)
     typer.echo(json.dumps(found, indent=1))
 
 
 @app.command()
 def poison(
-    out: Annotated[Path, typer.Option(help="Folder for the poisoned table and its manifest; must not exist.")],
+    out: Annotated[Path, typer.Option(help="Folder for the poisoned pairs and their manifest; must not exist.")],
     dataset: Name = "scenes",
     root: Root = None,
     data_options: DataOptions = "{}",
     size: Size = None,
     attack: Attacks = ["targeted", "badnets"],  # noqa: B006
     seed: int = 0,
+    form: Annotated[
+        str, typer.Option("--format", help="datasets (Hugging Face's), or for open_clip: csv or webdataset.")
+    ] = "datasets",
+    shards: Annotated[int | None, typer.Option(help="Of webdataset; default one for 1,000 pairs, at least 8.")] = None,
 ) -> None:
-    """Write a poisoned table for other codes: OUT/pairs, saved by Hugging Face datasets, and OUT/manifest.parquet."""
-    from otclib.runs import write_table
+    """Write poisoned pairs for other codes, and OUT/manifest.parquet; says how open_clip trains on them."""
+    from otclib import attacks
 
     with _refusing("poison"):
-        if out.exists():
-            raise ValueError(f"out must be a new folder, {out} exists already")
+        attacks.check_export(out, form, shards)
         _, pairs, manifest = _planted(dataset, root, size, seed, _read("--data-options", data_options), attack)
         if manifest is None:
             raise ValueError("poison needs at least one --attack, got none")
-        part = out.with_name(out.name + ".part")
-        pairs.save_to_disk(part / "pairs")
-        write_table(part / "manifest.parquet", manifest)
-        part.rename(out)
-    typer.echo(f"{len(pairs):,} pairs, {len(manifest)} of them planted: {out}")
+        typer.echo(attacks.export(pairs, manifest, out, form=form, shards=shards, seed=seed))
+
+
+@app.command()
+def shard(
+    folder: Annotated[Path, typer.Argument(help="What otclib poison --format webdataset wrote.")],
+    name: Annotated[str, typer.Argument(help="The number of the shard, such as 00000.")],
+) -> None:
+    """Stream a shard of a poisoned set to the standard output as a tar, for webdataset and open_clip."""
+    from otclib.shard import stream
+
+    to = sys.stdout.buffer
+    with _refusing("shard"):
+        if to.isatty():
+            raise ValueError(f"a tar is no text for a terminal: write > {name}.tar behind the command, or pipe it")
+        try:
+            stream(folder, name, to)
+            to.flush()
+        except BrokenPipeError:  # whoever reads has enough, and webdataset expects this exit code then
+            os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
+            raise typer.Exit(128 + signal.SIGPIPE) from None
 
 
 @app.command()

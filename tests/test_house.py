@@ -23,7 +23,7 @@ FILES = {
     for file in sorted(PACKAGE.rglob("*.py"))
 }
 LAYERS = (  # a layer imports itself and what stands above it
-    "version processes optim metrics ranks",
+    "version processes optim metrics ranks shard",
     "runs data",
     "small models",
     "transport losses matching",

@@ -212,7 +212,7 @@ def test_bad_input(tmp_path):
         models.load("nosuch")
     with pytest.raises(FileNotFoundError, match="RN50.pt"):
         models.load(f"RN50:{tmp_path}/RN50.pt")
-    (tmp_path / "plain.pt").write_bytes(b"")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "plain.pt")
     with pytest.raises(ValueError, match="does not say which model"):
         models.load(tmp_path / "plain.pt")
     with pytest.raises(FileNotFoundError, match="no weights file at .*gone.safetensors"):

@@ -7,14 +7,16 @@
 One attack per file. ``plant`` plants several attacks in one set. The manifest (a ``datasets.Dataset``) has one row per
 planted pair: ``id``, ``kind``, ``source_label``, ``target_label``, ``original_caption``, ``poison_caption``, the
 planted ``image``, and ``attack``, the attack's name and options as JSON. ``from_manifest`` makes the attack again from
-it, so a manifest alone is enough to measure the attack later. ``trusted`` returns the pairs that no attack touched.
+it, so a manifest alone is enough to measure the attack later. ``trusted`` returns the pairs that no attack touched, and
+``export`` writes a poisoned set for other training codes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -22,6 +24,9 @@ from datasets import Dataset, concatenate_datasets
 from otclib.attacks.adaptive import Adaptive
 from otclib.attacks.badnets import BadNets
 from otclib.attacks.blended import Blended
+from otclib.attacks.exporting import Exported as Exported
+from otclib.attacks.exporting import check_export as check_export
+from otclib.attacks.exporting import export as export
 from otclib.attacks.label_consistent import LabelConsistent
 from otclib.attacks.planting import MANIFEST as MANIFEST
 from otclib.attacks.planting import Attack as Attack
@@ -75,3 +80,48 @@ def from_manifest(manifest: Dataset) -> list[Attack]:
     """Return the attacks that a manifest records, in order of appearance."""
     specs = dict.fromkeys(manifest["attack"])
     return [load(**json.loads(spec)) for spec in specs]
+
+
+def read(asked: Any) -> Dataset | list[Attack]:
+    """Return attacks, or a manifest, that are given in any form.
+
+    Parameters
+    ----------
+    asked : an attack; its name; its name and options as a mapping or as JSON, ``{"name": "badnets", "patch": 0.25}``; a
+        list of these; or a manifest, as a table or as the path of its parquet file.
+
+    Raises
+    ------
+    ValueError : none of these, an unknown name or option, no attack at all, or a table that is no manifest.
+    FileNotFoundError : no such parquet file.
+    """
+    if isinstance(asked, Path) or (isinstance(asked, str) and asked.endswith(".parquet")):
+        if not Path(asked).is_file():
+            raise FileNotFoundError(f"no manifest at {asked}")
+        asked = Dataset.from_parquet(str(asked))
+    if isinstance(asked, Dataset):
+        if lacking := set(MANIFEST) - set(asked.column_names):
+            raise ValueError(f"a manifest has the columns {', '.join(MANIFEST)}; this table lacks {', '.join(lacking)}")
+        return asked
+    each = list(asked) if isinstance(asked, (list, tuple)) else [asked]
+    if not each:
+        raise ValueError("at least one attack is needed, got none")
+    return [as_attack(one) for one in each]
+
+
+def as_attack(asked: Any) -> Attack:
+    """Return an attack that is given as itself, by its name, or by name and options; raises as ``read`` does."""
+    if isinstance(asked, str) and asked.lstrip().startswith("{"):
+        try:
+            asked = json.loads(asked)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"an attack is a name or JSON, got {asked!r}: {error}") from None
+    if isinstance(asked, str):
+        return load(asked)
+    if isinstance(asked, Mapping):
+        if "name" not in asked:
+            raise ValueError(f'an attack needs a name, as in {{"name": "badnets", "rate": 0.001}}, got {dict(asked)}')
+        return load(**asked)
+    if not isinstance(asked, Attack):
+        raise ValueError(f"an attack is an object of otclib.attacks, its name, or its options, got {asked!r}")
+    return asked

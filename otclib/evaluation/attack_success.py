@@ -16,9 +16,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -27,6 +28,8 @@ from torch import Tensor, nn
 
 from otclib import attacks, data, models
 from otclib.evaluation.zero_shot import class_embeddings, classify, pooled
+
+Planted: TypeAlias = Dataset | Sequence[attacks.Attack] | None  # a manifest, or attacks alone: a trigger and a target
 
 
 def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:
@@ -62,12 +65,13 @@ class Targets:
         return Targets(data.image_tensor(rows, resize), list(rows["source_label"]), list(rows["target_label"]))
 
 
-def backdoors(manifest: Dataset | None) -> dict[str, attacks.Triggered]:
-    """Return the attacks of a manifest that have a trigger, by kind.
+def backdoors(planted: Planted) -> dict[str, attacks.Triggered]:
+    """Return those attacks that have a trigger, by kind.
 
     A kind that is planted twice is named ``kind-target``, and with the same target ``kind-target-2`` and so on.
     """
-    found = [] if manifest is None else [a for a in attacks.from_manifest(manifest) if isinstance(a, attacks.Triggered)]
+    each = attacks.from_manifest(planted) if isinstance(planted, Dataset) else planted or ()
+    found = [attack for attack in each if isinstance(attack, attacks.Triggered)]
     kinds = [attack.kind for attack in found]
     out: dict[str, attacks.Triggered] = {}
     for attack in found:
@@ -77,26 +81,34 @@ def backdoors(manifest: Dataset | None) -> dict[str, attacks.Triggered]:
     return out
 
 
+def targets_of(planted: Planted) -> set[str]:
+    """Return the classes that the attacks ask for."""
+    if isinstance(planted, Dataset):
+        return set(planted["target_label"])
+    return {attack.target for attack in backdoors(planted).values()}
+
+
 def attack_metrics(
     model: nn.Module,
     tokenizer: models.Tokenizer,
-    manifest: Dataset | None,
+    planted: Planted,
     test: Dataset,
     images: Tensor,
     backdoor: str | None = None,
 ) -> dict:
-    """Return zero-shot accuracy and the success of every planted attack on a labelled table (its images as uint8).
+    """Return zero-shot accuracy and the success of every attack on a labelled table (its images as uint8).
+
+    The classes are those of the table and the targets of the attacks. A targeted attack is measured on the images of
+    its manifest.
 
     ``backdoor`` : the one of several to report; default the most successful one. The result names it then.
     """
-    classes = sorted(set(data.classes(test)) | (set() if manifest is None else set(manifest["target_label"])))
+    classes = sorted(set(data.classes(test)) | targets_of(planted))
     embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
     true = torch.tensor([classes.index(label) for label in test["label"]])
     predicted = classify(model, images, embeddings)
     out: dict[str, Any] = {"zero_shot_top1": float((predicted == true).float().mean())}
-    if manifest is None:
-        return out
-    targets = Targets.of(manifest, models.resize(model))
+    targets = Targets.of(planted, models.resize(model)) if isinstance(planted, Dataset) else None
     if targets is not None:
         called = [classes[k] for k in classify(model, targets.images, embeddings)]
         out["targets_hit"] = sum(s == t for s, t in zip(called, targets.target))
@@ -105,7 +117,7 @@ def attack_metrics(
     rates: dict[str, float | None] = {}
     right: dict[str, float | None] = {}
     without: dict[str, float | None] = {}
-    for name, attack in backdoors(manifest).items():
+    for name, attack in backdoors(planted).items():
         target = classes.index(attack.target)
         said = classify(model, attack.trigger(images), embeddings)
         others = true != target
@@ -150,17 +162,21 @@ def backdoor_z_score(plain: Tensor, triggered: Tensor, spread: str = "std") -> f
     return (after - before) / (var**0.5 if spread == "std" else var)
 
 
-def trigger_metrics(model: nn.Module, manifest: Dataset | None, images: Tensor, backdoor: str | None = None) -> dict:
-    """Return ``backdoor_z_score`` of a manifest's ``backdoor`` (default its first) on the first 1,000 uint8 images."""
-    for name, attack in backdoors(manifest).items():
+def trigger_metrics(model: nn.Module, planted: Planted, images: Tensor, backdoor: str | None = None) -> dict:
+    """Return ``backdoor_z_score`` of one ``backdoor`` (default the first) on the first 1,000 uint8 images.
+
+    It is None for fewer than 3 images.
+    """
+    for name, attack in backdoors(planted).items():
         if backdoor in (None, name):
             some = images[:1000]
-            return {"backdoor_z_score": backdoor_z_score(pooled(model, some), pooled(model, attack.trigger(some)))}
+            both = pooled(model, some), pooled(model, attack.trigger(some))
+            return {"backdoor_z_score": backdoor_z_score(*both) if len(some) > 2 else None}
     return {}
 
 
 def head_metrics(
-    model: nn.Module, file: Path, manifest: Dataset | None, test: Dataset, images: Tensor, backdoor: str | None = None
+    model: nn.Module, file: Path, planted: Planted, test: Dataset, images: Tensor, backdoor: str | None = None
 ) -> dict:
     """Return accuracy and attack success of a linear head on the pooled features (cleanclip-supervised)."""
     with safe_open(str(file), "pt") as f:
@@ -172,7 +188,7 @@ def head_metrics(
 
     true = torch.tensor([classes.index(label) if label in classes else -1 for label in test["label"]])
     out: dict[str, float | None] = {"head_top1": float((said(images) == true).float().mean())}
-    for name, attack in backdoors(manifest).items():
+    for name, attack in backdoors(planted).items():
         if backdoor in (None, name) and attack.target in classes:
             rate = success_rate(said(attack.trigger(images)), true, classes.index(attack.target))
             out["head_attack_success_rate"] = rate

@@ -1,4 +1,4 @@
-"""Evaluate a run folder (everything in ``metrics.json``), and measure a few numbers after every epoch."""
+"""Evaluate a run folder or any weights, and measure a few numbers after every epoch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 
-from otclib import data, models
+from otclib import attacks, data, models
 from otclib.data import probes
-from otclib.evaluation.attack_success import attack_metrics, head_metrics, trigger_metrics
+from otclib.evaluation.attack_success import Planted, attack_metrics, head_metrics, trigger_metrics
 from otclib.evaluation.grounding import grounding
 from otclib.evaluation.probing import linear_probe, retrieval, separation
 from otclib.evaluation.zero_shot import Remembering
@@ -64,41 +64,80 @@ def labelled_rows(table: Dataset | None) -> Dataset | None:
 
 
 def evaluate(
-    run: str | Path, *, test: Dataset | None = None, val: Dataset | None = None, clean: str | Path | None = None
+    run: str | Path,
+    *,
+    model: str | None = None,
+    test: Dataset | None = None,
+    val: Dataset | None = None,
+    attack: Any = None,
+    clean: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> dict:
-    """Evaluate a finished run folder; write and return ``metrics.json``, a flat dict (None: not measurable here).
+    """Evaluate a finished run, or any weights; return a flat dict of metrics (None: not measurable here).
 
     Parameters
     ----------
+    run : a run folder, or what ``models.load`` takes: a file of our weights, of open_clip's or of the CleanCLIP family.
+    model : the open_clip name of the weights, if their file does not say it. ``RN50-quickgelu`` is OpenAI's RN50, which
+        CleanCLIP, RoCLIP and SafeCLIP train.
     test : labelled images for zero-shot accuracy, attack success and the linear probe. Default for a run on a drawn
         set (``scenes``, ``emoji``, ``emoji-scenes``): its ``test`` split at the run's seed, of its default size.
     val : pairs for retrieval and plan grounding. Default for a run on a drawn set: its ``val`` split.
-    clean : the run folder of an undefended model that was trained without poison, to compare the attack with. Default:
-        the one that ``train`` was given, if it still exists.
+    attack : what the model is tested against, in any form that ``attacks.read`` takes: a manifest, or attacks alone.
+        Default for a run: its own manifest. A targeted attack needs a manifest, which holds its images.
+    clean : a model that was trained without poison, as a run folder or weights, to compare the attack with. Default
+        for a run: the one that ``train`` was given, if it still exists.
+    out : a JSON file for the metrics. Default for a run that is measured against its own attack: its ``metrics.json``.
+        Otherwise nothing is written.
 
     Notes
     -----
-    The keys are:
+    The keys of a run and of weights are:
 
-    - ``zero_shot_top1``
+    - ``zero_shot_top1``; the classes are those of ``test`` and the attacker's targets
     - ``attack_success_rate``, ``untriggered_target_rate``, ``triggered_top1`` (triggered images that are still called
       what they show); of several backdoors those of the most successful one, which ``backdoor`` names
-    - ``targets_hit``, ``targets_right``, ``targets``
+    - ``targets_hit``, ``targets_right``, ``targets``, of a manifest
     - ``backdoor_z_score``
     - with ``clean``: ``clean_model_rate``, ``clean_model_hits``, ``clean_model_triggered_top1``,
       ``clean_model_z_score``
+    - ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``, of ``val``
+    - ``plan_pointing_accuracy`` and the mass keys of ``grounding``, of ``val``, else of ``test``, if its words are
+      located
+
+    Those of a run are also:
+
     - ``linear_probe/<set>`` on the drawn set or ``test``, on ``digits`` and on ``letters``
-    - ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``
     - ``poison_auroc``, ``poison_recall``, ``poison_precision`` and ``poison_rate/<kind>``, see ``separation``
-    - ``plan_pointing_accuracy`` and the mass keys of ``grounding``
     - ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``
     - ``head_top1`` and ``head_attack_success_rate``, of cleanclip-supervised's head
 
     Raises
     ------
-    FileNotFoundError : ``run`` is not finished, or ``clean`` has no weights.
+    FileNotFoundError : ``run`` is neither a finished run nor weights, or ``clean`` has no weights.
+    ValueError : weights without images to judge them on, without a known architecture, or with code in their file; an
+        unknown attack, or a targeted one without its manifest.
     """
-    run = Path(run)
+    planted = None if attack is None else attacks.read(attack)
+    if isinstance(planted, list) and any(isinstance(one, attacks.Targeted) for one in planted):
+        raise ValueError("a targeted attack is measured on its images, which only a manifest holds: give the manifest")
+    folder = Path(run)
+    if folder.is_dir():
+        if model is not None:
+            raise ValueError(f"{run} is a run and knows its model, got model={model!r}")
+        metrics = _of_run(folder, planted, test, val, clean)
+        out = folder / "metrics.json" if out is None and planted is None else out
+    else:
+        metrics = _of_weights(run, model, planted, test, val, clean)
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(out), metrics)
+    return metrics
+
+
+def _of_run(
+    run: Path, asked: Planted, test: Dataset | None, val: Dataset | None, clean: str | Path | None
+) -> dict[str, Any]:
     if not (run / "model.safetensors").exists():
         raise FileNotFoundError(f"{run} is not a finished run: it has no model.safetensors")
     config = json.loads((run / "config.json").read_text())
@@ -106,11 +145,9 @@ def evaluate(
         drawn = {"seed": config["seed"], **world["options"]}
         test = test if test is not None else data.load(world["name"], split="test", **drawn)
         val = val if val is not None else data.load(world["name"], split="val", **drawn)
-    device = Accelerator(mixed_precision="no").device
-    network, _, tokenizer = models.load(run / "model.safetensors")
-    model: Any = Remembering(network.to(device))  # it stands in for the network
-    size = models.image_size(network)
+    model, tokenizer = _loaded(_weights_of(run))
     manifest = Dataset.from_parquet(str(run / "manifest.parquet")) if (run / "manifest.parquet").exists() else None
+    planted = manifest if asked is None else asked
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
     if clean is None and config.get("clean") and (Path(config["clean"]) / "model.safetensors").exists():
@@ -125,25 +162,86 @@ def evaluate(
     test = labelled_rows(test)
     if test is not None:
         images = data.image_tensor(test, models.resize(model))
-        metrics |= attack_metrics(model, tokenizer, manifest, test, images)
-        shown = metrics.get("backdoor")
-        metrics |= trigger_metrics(model, manifest, images, shown)
-        if clean is not None:
-            network, _, words = models.load(Path(clean) / "model.safetensors")
-            other: Any = Remembering(network.to(device))
-            found = attack_metrics(other, words, manifest, test, images, shown)
-            found |= trigger_metrics(other, manifest, images, shown)
-            metrics |= {f"clean_model_{name}": found[key] for key, name in OF_A_CLEAN_MODEL.items() if key in found}
+        metrics |= _attacked(model, tokenizer, planted, test, images, clean)
         if (run / "head.safetensors").exists():
-            metrics |= head_metrics(model, run / "head.safetensors", manifest, test, images, shown)
+            head = run / "head.safetensors"
+            metrics |= head_metrics(model, head, planted, test, images, metrics.get("backdoor"))
         own = world["name"] if world else "test"
         shown_there = test["group" if "group" in test.column_names else "label"]  # many labels of emoji occur once
         metrics[f"linear_probe/{own}"] = linear_probe(model, images, np.array(shown_there))
     for name, labelled in probes.PROBES.items():
-        metrics[f"linear_probe/{name}"] = linear_probe(model, *labelled(size))
-    if val is not None:
-        metrics |= retrieval(model, tokenizer, val)
-        if "words" in val.column_names:
-            metrics |= grounding(model, tokenizer, val.select(range(min(GROUNDING_PAIRS, len(val)))))
-    write_json(run / "metrics.json", metrics)
+        metrics[f"linear_probe/{name}"] = linear_probe(model, *labelled(models.image_size(model)))
+    return metrics | _on_pairs(model, tokenizer, val, test)
+
+
+def _of_weights(
+    weights: str | Path,
+    name: str | None,
+    planted: Planted,
+    test: Dataset | None,
+    val: Dataset | None,
+    clean: str | Path | None,
+) -> dict[str, Any]:
+    asked = _weights_of(weights, name)
+    if test is None and val is None:
+        raise ValueError(f"{weights} says nothing of its data: give labelled images as test, pairs as val, or both")
+    labelled = labelled_rows(test)
+    if labelled is None and (test is not None or planted is not None or clean is not None):
+        raise ValueError(
+            f"attacks are measured on labelled images, got {'none as' if test is None else 'no label in'} test"
+        )
+    model, tokenizer = _loaded(asked)
+    metrics: dict[str, Any] = {"weights": str(weights), "model": models.name_of(asked)}
+    if labelled is not None:
+        images = data.image_tensor(labelled, models.resize(model))
+        metrics |= _attacked(model, tokenizer, planted, labelled, images, clean, name)
+    return metrics | _on_pairs(model, tokenizer, val, labelled)
+
+
+def _weights_of(of: str | Path, name: str | None = None) -> str:
+    """Return what ``models.load`` takes: for a run folder, or for weights of the architecture ``name``."""
+    if Path(of).is_dir():
+        return str(Path(of) / "model.safetensors")
+    if Path(of).is_file():
+        return str(of) if name is None else f"{name}:{of}"
+    if ":" not in str(of):
+        raise FileNotFoundError(f"{of} is not a finished run, and no file of weights")
+    return str(of)
+
+
+def _loaded(weights: str) -> tuple[Any, models.Tokenizer]:
+    """Return a model that remembers its features, and its tokenizer."""
+    network, _, tokenizer = models.load(weights)
+    return Remembering(network.to(Accelerator(mixed_precision="no").device)), tokenizer
+
+
+def _attacked(
+    model: Any,
+    tokenizer: models.Tokenizer,
+    planted: Planted,
+    test: Dataset,
+    images: Tensor,
+    clean: str | Path | None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Return accuracy and attack success of a model, and those of a ``clean`` one (see ``_weights_of``)."""
+    metrics = attack_metrics(model, tokenizer, planted, test, images)
+    shown = metrics.get("backdoor")
+    metrics |= trigger_metrics(model, planted, images, shown)
+    if clean is not None:
+        other, words = _loaded(_weights_of(clean, name))
+        if models.resize(other) != models.resize(model):
+            images = data.image_tensor(test, models.resize(other))
+        found = attack_metrics(other, words, planted, test, images, shown)
+        found |= trigger_metrics(other, planted, images, shown)
+        metrics |= {f"clean_model_{short}": found[key] for key, short in OF_A_CLEAN_MODEL.items() if key in found}
+    return metrics
+
+
+def _on_pairs(model: Any, tokenizer: models.Tokenizer, val: Dataset | None, test: Dataset | None) -> dict[str, Any]:
+    """Return retrieval on ``val``, and grounding on the first of both whose words are located."""
+    metrics = {} if val is None else retrieval(model, tokenizer, val)
+    for table in (val, test):
+        if table is not None and {"words", "objects"} <= set(table.column_names):
+            return metrics | grounding(model, tokenizer, table.select(range(min(GROUNDING_PAIRS, len(table)))))
     return metrics

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import open_clip
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from otclib.models.checkpoints import check, described, reading, shapes
 from otclib.models.features import Tokenizer
 from otclib.models.images import preprocess
 from otclib.models.text import attach_tokenizer
@@ -30,7 +32,9 @@ def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module
     name : a file that ``save`` wrote; an open_clip name with one of its tags, ``"ViT-B-32:laion2b_s34b_b79k"``, whose
         weights are downloaded once; an open_clip name with a file, ``"RN50:/path/weights.pt"``; or an open_clip name
         alone. As in open_clip, ``"ViT-B-32-quickgelu:openai"`` is OpenAI's model, and ``"ViT-B-32:openai"`` loads with
-        a warning.
+        a warning. A file is safetensors, a state dict, or a training checkpoint of open_clip or of the CleanCLIP family
+        (CleanCLIP, RoCLIP, SafeCLIP), whose RN50 is OpenAI's: ``"RN50-quickgelu:/path/epoch_64.pt"``. Tensors are read,
+        and nothing in a file is run.
     random : start a model whose name has no weights from random ones. ``small`` has no published weights and does so
         without being asked. A Hugging Face tower is then random, too.
 
@@ -40,8 +44,8 @@ def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module
 
     Raises
     ------
-    ValueError : an unknown model or tag; a file that does not say which model it holds; a name without weights and
-        without ``random``, or with both.
+    ValueError : an unknown model or tag; a file that does not say which model it holds, holds another one, or holds
+        other objects than tensors; a name without weights and without ``random``, or with both.
     FileNotFoundError : no such file; a tag's weights, or what a Hugging Face tower is made of, are not in the cache and
         could not be downloaded.
     ModuleNotFoundError : the name needs transformers, which is not installed.
@@ -54,16 +58,18 @@ def load(name: str | Path = "small", *, random: bool = False) -> tuple[nn.Module
         published = f"'{name}:{tags[0]}' (tags: {', '.join(tags)}) or " if tags else ""
         raise ValueError(f"{name!r} names no weights: load {published}'{name}:/path/file', or ask for random=True")
     tokenizer = _tokenizer(name)
-    pretrained, metadata = None, {}
+    pretrained, metadata, file = None, {}, None
     if weights is not None and open_clip.get_pretrained_cfg(name, weights):
         _fetch(name, weights)
         pretrained = weights
     elif weights is not None:
-        pretrained, metadata = weights, _metadata(Path(weights))
+        file, pretrained, metadata = weights, weights, _metadata(Path(weights))
+        check(file, name)
     logging.disable(logging.WARNING)  # open_clip warns that a model without weights has none
     try:
         shown = json.loads(metadata.get("preprocess", "{}"))
-        model = open_clip.create_model(name, pretrained, force_preprocess_cfg=shown, pretrained_text=False)
+        with reading(file, name) if file else nullcontext():
+            model = open_clip.create_model(name, pretrained, force_preprocess_cfg=shown, pretrained_text=False)
     finally:
         logging.disable(logging.NOTSET)
     model = model.to(memory_format=torch.channels_last)  # convolutions run 1.4 to 1.6 times faster
@@ -109,7 +115,9 @@ def _parsed(model: str | Path) -> tuple[str, str | None]:
     if Path(asked).is_file():
         metadata = _metadata(Path(asked))
         if "model" not in metadata:
-            raise ValueError(f"{asked} does not say which model it holds: name it, as in 'RN50:{asked}'")
+            raise ValueError(
+                f"{asked} does not say which model it holds: name it, as in 'RN50:{asked}'{described(shapes(asked))}"
+            )
         if metadata["model"] not in known:
             raise ValueError(f"{asked} holds a model {metadata['model']!r}, which open_clip does not know")
         return metadata["model"], asked
@@ -131,7 +139,7 @@ def _metadata(file: Path) -> dict[str, str]:
     """Return the metadata in the header of a safetensors file; empty for other files."""
     if file.suffix != ".safetensors":
         return {}
-    with safe_open(str(file), "pt") as f:
+    with reading(file), safe_open(str(file), "pt") as f:
         return f.metadata() or {}
 
 

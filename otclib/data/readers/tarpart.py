@@ -13,7 +13,9 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-SCHEME = "tarpart://"
+from otclib import shard
+
+SCHEME = shard.PART
 
 
 def address(tar: str | Path, offset: int, size: int) -> str:
@@ -31,16 +33,9 @@ class TarPart(AbstractFileSystem):
     protocol = SCHEME.removesuffix("://")
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BytesIO:
-        part, _, file = path.partition("/")
-        offset, _, size = part.partition("-")
-        if mode != "rb" or not (offset.isdecimal() and size.isdecimal()):
-            raise ValueError(f"{SCHEME}{path} cannot be opened with mode {mode!r}: it reads OFFSET-SIZE/path/of.tar")
-        with open(f"/{file}", "rb") as tar:
-            tar.seek(int(offset))
-            found = tar.read(int(size))
-        if len(found) < int(size):
-            raise FileNotFoundError(f"/{file} ends after {len(found)} of the {size} bytes at {offset}: was it changed?")
-        return io.BytesIO(found)
+        if mode != "rb":
+            raise ValueError(f"{SCHEME}{path} cannot be opened with mode {mode!r}: it is only read")
+        return io.BytesIO(shard.content(f"{SCHEME}{path}"))
 
 
 fsspec.register_implementation(TarPart.protocol, TarPart, clobber=True)
