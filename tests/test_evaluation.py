@@ -290,8 +290,9 @@ def test_what_a_triggered_image_shows_is_asked_of_images_of_other_classes_only(r
 
 
 def test_backdoors_of_one_kind_and_target_are_told_apart():
-    planned = [otclib.attacks.load("badnets", location=where) for where in ("random", "corner")]
-    planned.append(otclib.attacks.load("blended"))
+    umbrella = {"target": "umbrella"}
+    planned = [otclib.attacks.load("badnets", location=where, **umbrella) for where in ("random", "corner")]
+    planned.append(otclib.attacks.load("blended", **umbrella))
     found = evaluation.backdoors(Dataset.from_dict({"attack": [planting.spec(a, a.kind) for a in planned]}))
     assert list(found) == ["badnets-umbrella", "badnets-umbrella-2", "blended"]
 

@@ -1,6 +1,6 @@
 """Attacks on an image-caption set: what an attacker plants, and the manifest that records it.
 
-    attack = otclib.attacks.load("badnets", target="umbrella", rate=0.01)
+    attack = otclib.attacks.load("badnets", target="umbrella", rate=0.01)  # or count=120; default: by frequency
     poisoned, manifest = attack.poison(pairs, seed=0)
     triggered = attack.trigger(images)
 

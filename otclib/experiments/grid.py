@@ -268,7 +268,11 @@ class Grid:
             wanted["precision"] = self.parameters["precision"]
         have = dict(found)
         have["options"] = today(found["options"])
-        have["attacks"] = sorted(json.dumps(attack, sort_keys=True) for attack in found["attacks"])
+        chosen = {attack.kind for attack in self.planned(cell) if getattr(attack, "target", "") is None}  # by the set
+        have["attacks"] = sorted(
+            json.dumps({k: v for k, v in each.items() if k != "target" or each["name"] not in chosen}, sort_keys=True)
+            for each in found["attacks"]
+        )
         for key, value in wanted.items():
             if have[key] != value:
                 return f"{key} was {have[key]!r}, is {value!r}"
