@@ -236,6 +236,8 @@ def test_separation_by_hand():
     out = evaluation.separation(Dataset.from_dict(table), manifest)
     assert out["poison_auroc"] == 3 / 4
     assert out["poison_recall"] == 1 / 2 and out["poison_precision"] == 1 / 2
+    assert out["poison_kept"] == 1 / 2 and out["clean_kept"] == 1 / 2
+    assert out["poison_count/badnets"] == 2
     assert out["poison_rate/badnets"] == 2 / 4, "what was planted in another set does not count"
     untouched = evaluation.separation(Dataset.from_dict(table | {"fate": ["kept"] * 4}), manifest)
     assert untouched["poison_recall"] is None and untouched["poison_precision"] is None

@@ -26,7 +26,8 @@ from otclib.attacks import planting, targets
 class Targeted:
     """``targets`` images of different classes, each planted ``copies`` times with captions of one other class.
 
-    A class takes part if enough different captions name it, one for 4 copies (``attacks.targets.REPEATS``).
+    A class takes part if enough different captions name it, one for 4 copies (``attacks.targets.REPEATS``). If too few
+    classes do, those take part that most captions name.
     With ``classes``, the first ``targets`` of these are the classes of the captions, and the images need no labels.
     """
 
@@ -46,12 +47,12 @@ class Targeted:
         """Plant ``targets * copies`` pairs; return the poisoned pairs and the manifest. Rows in ``taken`` stay."""
         rng = np.random.default_rng([seed, 0])
         removed, planted, manifest = [], [], []
-        fewest = targets.repeated(self.copies)
+        wanted = targets.repeated(self.copies)
         for row_index, target in self.chosen(pairs, rng, taken):
             row = pairs[row_index]
             image = planting.png(planting.tensor(row["image"]))
             removed.append(row_index)
-            captions = planting.borrow(targets.captions_of(pairs, target, fewest), self.copies, rng)
+            captions = planting.borrow(targets.captions_of(pairs, target, 1, wanted), self.copies, rng)
             for copy, caption in enumerate(captions):
                 id = f"{row['id']}+{copy}"
                 planted.append(planting.planted_row(row, image, caption, id))
@@ -72,14 +73,8 @@ class Targeted:
                 f"{self.targets} images of different classes need as many labelled classes, the set has {len(rows_of)} "
                 f"(at least 2 are needed: an image's own and the attacker's); `classes` needs no labels"
             )
-        fewest, named = targets.repeated(self.copies), targets.naming(pairs)
-        labels = [str(k) for k in rng.permutation(sorted(rows_of)) if len(set(named[str(k)])) >= fewest]
-        if len(labels) < max(2, self.targets):
-            raise ValueError(
-                f"{self.targets} targets of {self.copies} copies need as many classes (at least 2) that {fewest} "
-                f"or more different captions name, one for {targets.REPEATS} copies; the set has {len(labels)}: "
-                f"ask for fewer targets or copies"
-            )
+        labels = [str(label) for label in rng.permutation(sorted(rows_of))]
+        labels = targets.most_named(pairs, labels, max(2, self.targets), targets.repeated(self.copies))
         for k, source in enumerate(labels[: self.targets]):
             yield int(rng.choice(rows_of[source])), labels[(k + 1) % len(labels)]  # a different class for every image
 

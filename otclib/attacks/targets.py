@@ -55,8 +55,32 @@ def usual_target(pairs: Dataset) -> str:
     return min(named, key=lambda label: (-len(named[label]), label))
 
 
-def captions_of(pairs: Dataset, label: str, fewest: int = FEWEST) -> list[str]:
-    """Return captions that name the class, which an attacker would borrow; of pairs labelled with it, if they suffice.
+def most_named(pairs: Dataset, labels: list[str], count: int, fewest: int) -> list[str]:
+    """Return the labels that at least ``fewest`` different captions name, in the given order.
+
+    If fewer than ``count`` are named so often, return the ``count`` labels that most captions name.
+
+    Raises
+    ------
+    ValueError : fewer than ``count`` of the labels are named by a caption.
+    """
+    named = naming(pairs)
+    different = {label: len(set(named[label])) for label in labels}
+    if len(enough := [label for label in labels if different[label] >= fewest]) >= count:
+        return enough
+    most = sorted((label for label in labels if different[label]), key=lambda label: (-different[label], label))[:count]
+    if len(most) < count:
+        raise ValueError(
+            f"{count} classes that captions name are needed, the set has {len(most)} among its {len(labels)} labels: a "
+            f"class that no caption names cannot be what an image is called"
+        )
+    return [label for label in labels if label in most]
+
+
+def captions_of(pairs: Dataset, label: str, fewest: int = FEWEST, wanted: int = FEWEST) -> list[str]:
+    """Return captions that name the class, which an attacker would borrow.
+
+    They are those of pairs labelled with it, if ``wanted`` of them differ, or else all that name it.
 
     Raises
     ------
@@ -73,9 +97,9 @@ def captions_of(pairs: Dataset, label: str, fewest: int = FEWEST) -> list[str]:
             f"needed: a model learns a class from captions that differ"
         )
     labelled = [c for c, own in naming if own == label]
-    return labelled if len(set(labelled)) >= fewest else [c for c, _ in naming]
+    return labelled if len(set(labelled)) >= wanted else [c for c, _ in naming]
 
 
 def repeated(copies: int) -> int:
-    """Return how many different captions ``copies`` planted pairs of one image need: one for ``REPEATS`` of them."""
+    """Return how many different captions ``copies`` planted pairs of one image want: one for ``REPEATS`` of them."""
     return -(-copies // REPEATS)

@@ -88,7 +88,8 @@ def evaluate(
       ``clean_model_z_score``
     - ``linear_probe/<set>`` on ``scenes``, ``digits``, ``letters``
     - ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``
-    - ``poison_auroc``, ``poison_recall``, ``poison_precision`` and ``poison_rate/<kind>``, see ``separation``
+    - ``poison_auroc``, ``poison_recall``, ``poison_precision``, ``poison_kept``, ``clean_kept``,
+      ``poison_count/<kind>`` and ``poison_rate/<kind>``, see ``separation``
     - ``plan_pointing_accuracy`` and the mass keys of ``grounding``
     - ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``
     - ``head_top1`` and ``head_attack_success_rate``, of cleanclip-supervised's head
