@@ -13,7 +13,7 @@ PINS = --constraint constraints.txt
 install = $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $(PINS) \
 	--editable '.[$(1)]' | { grep --line-buffered -oE '$(BIG)' || true; }
 
-.PHONY: setup demo test test-slow test-all deps lint explorer book figures table ablation dose batch bench throughput clean
+.PHONY: setup demo test test-slow test-all deps lint explorer book figures table ablation dose worlds batch bench throughput clean
 
 setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the other commands add their own tools
 
@@ -82,6 +82,9 @@ ablation: .venv/.batch  # OTCCLIP with one part missing or changed at a time, th
 
 dose: .venv/.batch  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
 	$(GRID) workflow/dose.yaml && $(BIN)/python -m otclib.experiments.demo --only 01_poisoning
+
+worlds: .venv/.batch  # both systems in three worlds, at the least dose of each (otclib dose) and at twice that, three seeds
+	$(GRID) workflow/worlds.yaml
 
 batch: .venv/.batch  # chapter 6 for every data set, attack, system and seed of workflow/batch.yaml
 	$(GRID) workflow/batch.yaml

@@ -1,4 +1,7 @@
-"""The command ``otclib``: train, evaluate, poison, table, explore, demo, doctor. ``otclib --install-completion``."""
+"""The command ``otclib``: train, evaluate, poison, dose, table, explore, demo, doctor.
+
+``otclib --install-completion`` makes the shell complete it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ Attacks = Annotated[
     typer.Option(
         "--attack",
         metavar="NAME|JSON",
-        help="What is planted, one after the other; repeat it. 'none': nothing is. JSON: a name and its options.",
+        help="What is planted, one after the other; repeat it. 'none': nothing is. JSON: a name and its options, "
+        "which may be a dose: a number, or 'least' (see `otclib dose`).",
     ),
 ]
 
@@ -82,12 +86,21 @@ def _merged(context: typer.Context, name: str, text: str) -> dict:
 
 
 def _planted(
-    dataset: str, root: Path | None, size: int | None, seed: int, data_options: dict, attack: list[str]
+    dataset: str,
+    root: Path | None,
+    size: int | None,
+    seed: int,
+    data_options: dict,
+    attack: list[str],
+    model: str = "small",
 ) -> tuple[Dataset, Dataset, Dataset | None]:
     """The pairs, the same with the attacks planted, and the manifest (None: nothing was planted)."""
     from otclib import attacks, data
+    from otclib.experiments import doses
 
-    planned = [attacks.as_attack(text) for text in attack if text != "none"]
+    source = {"root": None if root is None else str(root), "size": size, **data_options}
+    specs = [doses.with_dose(attacks.as_spec(text), dataset, source, model) for text in attack if text != "none"]
+    planned = [attacks.load(**spec) for spec in specs]
     pairs = data.load(dataset, root=root, size=size, seed=seed, **data_options)
     return (pairs, *attacks.plant(pairs, planned, seed=seed)) if planned else (pairs, pairs, None)
 
@@ -141,7 +154,7 @@ def train(
     ] = None,
 ) -> None:
     """Poison a data set, train under a defence, evaluate; prints the metrics."""
-    from otclib import attacks, defenses
+    from otclib import attacks, defenses, models
     from otclib.training import train as trained
 
     with _refusing("train"):
@@ -149,7 +162,10 @@ def train(
         if repeated := {"epochs", "lr"} & set(own):
             raise ValueError(f"--options must not repeat --{', --'.join(sorted(repeated))}")
         given = _merged(context, "data_options", data_options)
-        pairs, poisoned, manifest = _planted(dataset, root, size, seed, given, attack)
+        poison_of = (
+            models.name_of(model) if defenses.repairs(defense) else model
+        )  # a repair's model was poisoned before
+        pairs, poisoned, manifest = _planted(dataset, root, size, seed, given, attack, poison_of)
         if defenses.repairs(defense):  # it repairs a model, on pairs that no attack touched
             poisoned = attacks.trusted(pairs, manifest, repair_size, seed)
         what: dict[str, Any] = {"manifest": manifest, "defense": defense, "model": model, "seed": seed}
@@ -239,6 +255,37 @@ def shard(
         except BrokenPipeError:  # whoever reads has enough, and webdataset expects this exit code then
             os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
             raise typer.Exit(128 + signal.SIGPIPE) from None
+
+
+@app.command()
+def dose(
+    dataset: Name = "scenes",
+    root: Root = None,
+    data_options: DataOptions = "{}",
+    size: Size = None,
+    attack: Annotated[
+        list[str], typer.Option("--attack", metavar="NAME|JSON", help="Repeat it: they are planted together.")
+    ] = ["targeted", "badnets"],  # noqa: B006
+    model: Annotated[str, typer.Option(help="'small', or another open_clip name.")] = "small",
+    seed: Annotated[list[int], typer.Option(help="A tuning seed; repeat it.")] = [10, 11, 12],  # noqa: B006
+    start: Annotated[int | None, typer.Option(help="The first dose; default 8 pairs, or 2 copies.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default those of the undefended model.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path("runs/doses"),
+) -> None:
+    """Find the least dose that an undefended model learns; --attack '{"name": ..., "dose": "least"}' then takes it."""
+    from otclib import attacks
+    from otclib.experiments import doses
+
+    with _refusing("dose"):
+        asked = [attacks.as_spec(text) for text in attack]
+        given: dict[str, Any] = {"options": _read("--data-options", data_options), "size": size, "root": root}
+        how: dict[str, Any] = {"precision": precision} | ({} if epochs is None else {"epochs": epochs})
+        found = doses.least(dataset, asked, model=model, seeds=seed, start=start, out=out, **given, **how)
+    for record in found:
+        name = record["attack"]["name"]
+        least = "none was enough" if record["dose"] is None else doses.in_words(name, record["dose"])
+        typer.echo(f"least dose of {name} on {dataset}: {least}, recorded in {doses.RECORDS}")
 
 
 @app.command()

@@ -96,10 +96,10 @@ _ALL = (
     Metric("core_seconds_per_epoch", "core-seconds per epoch", "", "lower", 0),
     Metric("seconds_total", "core-seconds in all", "", "lower", 0),
     Metric("seconds_until_safe", "core-seconds until accurate and safe", "", "lower", 0),
-    # followed while a run trains, in the log alone
-    Metric("clean_kept", "clean pairs kept", "%", "higher"),
-    Metric("clean_left_out", "clean pairs left out", "%", "lower"),
     Metric("poison_kept", "planted pairs kept", "%", "lower", short="poison kept"),
+    Metric("clean_kept", "clean pairs kept", "%", "higher"),
+    # followed while a run trains, in the log alone
+    Metric("clean_left_out", "clean pairs left out", "%", "lower"),
     Metric("poison_left_out", "planted pairs left out", "%", "higher"),
 )
 METRICS = {metric.key: metric for metric in _ALL}
@@ -117,12 +117,22 @@ def of(key: str) -> Metric:
     name, slash, kind = key.rpartition("/")
     if slash and name == "poison_rate":
         return Metric(key, f"{kind} poison rate", "% of pairs", digits=2)
+    if slash and name == "poison_count":
+        return Metric(key, f"{kind} planted", "pairs", digits=0)
     if slash and name in METRICS:
         return Metric(key, f"{METRICS[name].label}, {kind}", METRICS[name].unit, METRICS[name].better)
     raise KeyError(f"unknown metric {key!r}: there are {', '.join(METRICS)}")
 
 
 def spoken(values: Mapping) -> list[str]:
-    """Return the metrics that have a short label, each with its value, and the targeted images that were hit."""
+    """Return the metrics that have a short label, each with its value, the targeted images that were hit, and the dose.
+
+    >>> spoken({"zero_shot_top1": 0.98, "poison_count/badnets": 60, "poison_rate/badnets": 0.005})
+    ['zero-shot 98.0 %', 'badnets planted 60 (0.50 %)']
+    """
     words = [f"{m.short} {m.shown(values[m.key])}" for m in _ALL if m.short and values.get(m.key) is not None]
-    return words + ([f"targets {values['targets_hit']}/{values['targets']}"] if "targets_hit" in values else [])
+    words += [f"targets {values['targets_hit']}/{values['targets']}"] if "targets_hit" in values else []
+    kinds = [key.removeprefix("poison_count/") for key in values if key.startswith("poison_count/")]
+    return words + [
+        f"{k} planted {values[f'poison_count/{k}']} ({100 * values[f'poison_rate/{k}']:.2f} %)" for k in kinds
+    ]

@@ -196,6 +196,7 @@ def test_adaptive_takes_the_caption_that_is_nearest_under_its_surrogate(pairs, r
     weights = runs["clip"] / "model.safetensors"
     attack = attacks.load("adaptive", describe="both", rate=0.02, location="corner", surrogate=str(weights))
     manifest = attack.poison(pairs, seed=1)[1]
+    (attack,) = attacks.from_manifest(manifest)  # its target is chosen
     model, preprocess, tokenizer = otclib.models.load(weights)
     with torch.no_grad():
         for row in manifest.select(range(3)):
@@ -296,6 +297,9 @@ def test_targeted_trigger_is_nothing():
         ("adaptive", {"describe": "lies"}, ("both", "lies")),
         ("badnets", {"colour": 1}, ("colour", "rate")),
         ("targeted", {"copies": 0}, ("copies", "0")),
+        ("badnets", {"rate": 0.1, "count": 4}, ("a rate or a count", "0.1", "4")),
+        ("badnets", {"count": 0}, ("count", "at least 1", "0")),
+        ("wanet", {"count": 0.5}, ("count", "0.5")),
     ],
 )
 def test_bad_options(name, options, words):

@@ -25,7 +25,7 @@ def run(*words) -> tuple[int, str, str]:
 def test_poison_writes_a_table_that_others_read(tmp_path):
     out = tmp_path / "poisoned"
     words = ["poison", "--out", out, "--size", 300, "--attack", "badnets", "--seed", 3]
-    assert run(*words)[:2] == (0, f"300 pairs, 2 of them planted: {out}\n")
+    assert run(*words)[:2] == (0, f"300 pairs, 2 of them planted (0.67 %): {out}\n")
     pairs, manifest = load_from_disk(str(out / "pairs")), Dataset.from_parquet(str(out / "manifest.parquet"))
     assert len(pairs) == 300 and set(manifest["id"]) < set(pairs["id"]) and set(manifest["kind"]) == {"badnets"}
     code, _, said = run(*words)

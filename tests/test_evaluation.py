@@ -236,6 +236,8 @@ def test_separation_by_hand():
     out = evaluation.separation(Dataset.from_dict(table), manifest)
     assert out["poison_auroc"] == 3 / 4
     assert out["poison_recall"] == 1 / 2 and out["poison_precision"] == 1 / 2
+    assert out["poison_kept"] == 1 / 2 and out["clean_kept"] == 1 / 2
+    assert out["poison_count/badnets"] == 2
     assert out["poison_rate/badnets"] == 2 / 4, "what was planted in another set does not count"
     untouched = evaluation.separation(Dataset.from_dict(table | {"fate": ["kept"] * 4}), manifest)
     assert untouched["poison_recall"] is None and untouched["poison_precision"] is None
@@ -290,8 +292,9 @@ def test_what_a_triggered_image_shows_is_asked_of_images_of_other_classes_only(r
 
 
 def test_backdoors_of_one_kind_and_target_are_told_apart():
-    planned = [otclib.attacks.load("badnets", location=where) for where in ("random", "corner")]
-    planned.append(otclib.attacks.load("blended"))
+    umbrella = {"target": "umbrella"}
+    planned = [otclib.attacks.load("badnets", location=where, **umbrella) for where in ("random", "corner")]
+    planned.append(otclib.attacks.load("blended", **umbrella))
     found = evaluation.backdoors(Dataset.from_dict({"attack": [planting.spec(a, a.kind) for a in planned]}))
     assert list(found) == ["badnets-umbrella", "badnets-umbrella-2", "blended"]
 

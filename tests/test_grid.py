@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,18 @@ def test_a_dose_is_a_multiple_of_both_attacks():
     for cell in grid.cells:
         a, b = grid.planned(cell)
         assert (a.copies, b.rate) == (float(cell.attack) * targeted.copies, float(cell.attack) * badnets.rate)
+
+
+def test_a_target_that_the_set_chooses_is_no_difference():
+    """Records name the target that was chosen; a target that the configuration names must be the recorded one."""
+    grid = Grid(configuration("table"))
+    for record in json.loads((ROOT / "figures" / "results.json").read_text()):
+        cell = grid.cell_of(record)
+        if record["attack"] in ("badnets", "label-consistent"):
+            now = record | {"options": asdict(otclib.defenses.load(record["defense"]))}
+            assert record["attacks"][0]["target"] == "umbrella" and grid.difference(cell, now) is None
+            named = {cell.attack: [{"name": cell.attack, "target": "star"}]}
+            assert "attacks was" in (Grid(grid.config | {"attacks": named}).difference(cell, now) or "")
 
 
 @pytest.mark.parametrize(

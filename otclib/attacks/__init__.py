@@ -1,6 +1,6 @@
 """Attacks on an image-caption set: what an attacker plants, and the manifest that records it.
 
-    attack = otclib.attacks.load("badnets", target="umbrella", rate=0.01)
+    attack = otclib.attacks.load("badnets", target="umbrella", rate=0.01)  # or count=120; default: by frequency
     poisoned, manifest = attack.poison(pairs, seed=0)
     triggered = attack.trigger(images)
 
@@ -111,17 +111,20 @@ def read(asked: Any) -> Dataset | list[Attack]:
 
 def as_attack(asked: Any) -> Attack:
     """Return an attack that is given as itself, by its name, or by name and options; raises as ``read`` does."""
+    return asked if isinstance(asked, Attack) else load(**as_spec(asked))
+
+
+def as_spec(asked: Any) -> dict[str, Any]:
+    """Return the name and the options of an attack that is given by its name, as a mapping, or as JSON."""
     if isinstance(asked, str) and asked.lstrip().startswith("{"):
         try:
             asked = json.loads(asked)
         except json.JSONDecodeError as error:
             raise ValueError(f"an attack is a name or JSON, got {asked!r}: {error}") from None
     if isinstance(asked, str):
-        return load(asked)
-    if isinstance(asked, Mapping):
-        if "name" not in asked:
-            raise ValueError(f'an attack needs a name, as in {{"name": "badnets", "rate": 0.001}}, got {dict(asked)}')
-        return load(**asked)
-    if not isinstance(asked, Attack):
+        return {"name": asked}
+    if not isinstance(asked, Mapping):
         raise ValueError(f"an attack is an object of otclib.attacks, its name, or its options, got {asked!r}")
-    return asked
+    if "name" not in asked:
+        raise ValueError(f'an attack needs a name, as in {{"name": "badnets", "rate": 0.001}}, got {dict(asked)}')
+    return dict(asked)

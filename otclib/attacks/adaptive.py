@@ -47,13 +47,13 @@ BESIDE = ("{own} and {it}", "{own} with {it}", "{own}, {it}", "{it} and {own}", 
 class Adaptive(BadNets):
     """BadNets' patch. ``surrogate``: a weights file of ``otclib.train``; without one, captions are drawn at random."""
 
-    rate: float = 0.01
     describe: str = "mixed"
     surrogate: str | None = None
     reg: float = 0.1
     global_weight: float = 0.5
 
     kind: ClassVar[str] = "adaptive"
+    RATE: ClassVar[float] = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +76,7 @@ class Adaptive(BadNets):
 
     def candidates(self, caption: str, label: str | None, describe: str) -> list[str]:
         """Return the captions among which the attacker chooses: each names the target, and keeps what it can."""
-        words = data.words_for(self.target)
+        words = data.words_for(self.aim)
         if describe == "both":
             return [form.format(own=caption, it=data.with_article(word)) for word in words for form in BESIDE]
         assert label is not None, "an object without a label cannot be renamed"  # ``victims`` has none

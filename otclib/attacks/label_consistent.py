@@ -17,12 +17,15 @@ from datasets import Dataset
 
 from otclib import data
 from otclib.attacks.badnets import BadNets
-from otclib.attacks.planting import captions_of, on_unit
+from otclib.attacks.planting import on_unit
+from otclib.attacks.targets import captions_of
 
 
 @dataclass
 class LabelConsistent(BadNets):
-    """``rate`` is a share of all pairs, at most that of the target class. Test images are not hazy.
+    """The dose is at most the number of pairs of the target class; ``rate`` is a share of all pairs.
+
+    Test images are not hazy.
 
     A triggered image of a star still shows a star, and a single patch that is planted this way only competes with it:
     an undefended model followed the patch in 52 % of the images (1.5 % of the pairs, no haze, seed 10). With four
@@ -30,11 +33,11 @@ class LabelConsistent(BadNets):
     in 100 % (seeds 11 and 12).
     """
 
-    rate: float = 0.018
     location: str = "four_corners"
     haze: float = 0.8
 
     kind: ClassVar[str] = "label-consistent"
+    RATE: ClassVar[float] = 0.018
     WHOM: ClassVar[str] = "only they show and name the target class"
 
     def __post_init__(self) -> None:
@@ -44,12 +47,12 @@ class LabelConsistent(BadNets):
 
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
         """Return the rows whose caption names the target, and whose label, if they have one, is the target."""
-        captions_of(pairs, self.target)
+        captions_of(pairs, self.aim)
         columns = zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:])
         return [
             k
             for k, (id, label, caption) in enumerate(columns)
-            if id not in taken and label in (self.target, None) and data.names(caption, self.target)
+            if id not in taken and label in (self.aim, None) and data.names(caption, self.aim)
         ]
 
     def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:

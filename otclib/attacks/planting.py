@@ -20,6 +20,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from otclib import data
+from otclib.attacks.targets import captions_of, usual_target
 
 MANIFEST = Features(
     {
@@ -48,7 +49,7 @@ class Attack(Protocol):
 
 @runtime_checkable
 class Triggered(Attack, Protocol):
-    """An attack whose trigger asks for one class, its ``target``."""
+    """An attack whose trigger asks for one class, its ``target``; in a manifest it is always chosen."""
 
     target: str
 
@@ -57,22 +58,6 @@ def spec(attack: Any, name: str) -> str:
     """Return the attack as JSON, without options that are None; ``attacks.load(**json.loads(spec))`` makes it again."""
     options = {option: value for option, value in dataclasses.asdict(attack).items() if value is not None}
     return json.dumps({"name": name, **options}, sort_keys=True)
-
-
-def captions_of(pairs: Dataset, label: str) -> list[str]:
-    """Return captions that name the class, which an attacker would borrow; of pairs labelled with it, if there are any.
-
-    Raises
-    ------
-    ValueError : no caption names the class.
-    """
-    naming = [(c, own) for c, own in zip(pairs["caption"][:], pairs["label"][:]) if data.names(c, label)]
-    captions = [c for c, own in naming if own == label] or [c for c, _ in naming]
-    if not captions:
-        known = data.classes(pairs)
-        shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-        raise ValueError(f"target class {label!r} is absent from the set: no caption names it ({shown or 'no labels'})")
-    return captions
 
 
 def borrow(captions: list[str], n: int, rng: np.random.Generator) -> list[str]:
@@ -176,34 +161,47 @@ def on_unit(images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class Backdoor:
-    """A share ``rate`` of the pairs gets the trigger and a caption of the class ``target``, which none of them shows.
+    """Some pairs get the trigger and a caption of the class ``target``, which none of them shows.
+
+    The dose is a number of pairs, ``count``, or a share of them, ``rate`` (default: that of the attack, ``RATE``).
+    Without ``target``, ``poison`` chooses a class by frequency (``targets.usual_target``); the manifest has it.
 
     ``captions`` are made from zero-shot ``templates`` (as in CleanCLIP's and SafeCLIP's code) or ``borrowed`` from
     pairs of the target class. The templates are the prompts by which attack success is measured (``data.prompt``). On
     the embedded scenes clean captions use the same phrases and articles.
     """
 
-    target: str = "umbrella"
-    rate: float = 0.005
+    target: str | None = None
+    rate: float | None = None
+    count: int | None = None
     captions: str = "templates"
 
     kind: ClassVar[str]
+    RATE: ClassVar[float] = 0.005
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1:
+        if self.rate is not None and self.count is not None:
+            raise ValueError(f"a dose is a rate or a count, got rate {self.rate} and count {self.count}")
+        if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
+            raise ValueError(f"count is a number of pairs, at least 1, got {self.count}")
+        if self.count is None and self.rate is None:
+            self.rate = self.RATE
+        if self.rate is not None and not 0 < self.rate <= 1:
             raise ValueError(f"rate is a share of the pairs in (0, 1], got {self.rate}")
         if self.captions not in ("templates", "borrowed"):
             raise ValueError(f"captions are 'templates' or 'borrowed', got {self.captions!r}")
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
-        """Replace the share ``rate`` of the pairs; return the poisoned pairs and the manifest. Rows in ``taken`` stay.
+        """Replace as many pairs as the dose says; return the poisoned pairs and the manifest. Rows in ``taken`` stay.
 
         Images are cropped to their middle square first, as ``data.image_tensor`` shows them to a model.
         """
-        free = self.victims(pairs, taken)
-        n = max(1, round(self.rate * len(pairs)))
+        if self.target is None:
+            return dataclasses.replace(self, target=usual_target(pairs)).poison(pairs, seed, taken)
+        free, n = self.victims(pairs, taken), self.planted(len(pairs))
         if n > len(free):
-            raise ValueError(f"rate {self.rate} asks for {n} pairs, but only {len(free)} can be taken: {self.WHOM}")
+            dose = f"rate {self.rate}" if self.count is None else f"count {self.count}"
+            raise ValueError(f"{dose} asks for {n} pairs, but only {len(free)} can be taken: {self.WHOM}")
         rng = np.random.default_rng([seed, 1])
         rows = sorted(int(k) for k in rng.choice(free, n, replace=False))
         chosen = pairs.select(rows)
@@ -217,22 +215,33 @@ class Backdoor:
 
     WHOM: ClassVar[str] = "the others show or name the target class"
 
+    def planted(self, pairs: int) -> int:
+        """Return how many of so many pairs the dose takes."""
+        return self.count or max(1, round((self.rate or 0) * pairs))
+
+    @property
+    def aim(self) -> str:
+        """The class ``target``, which ``poison`` has chosen by now if it was left open."""
+        if self.target is None:
+            raise ValueError(f"{self.kind} has no target yet: `poison` chooses it, or give target=...")
+        return self.target
+
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
         """Return the rows that may be taken: neither label nor caption names the target."""
-        captions_of(pairs, self.target)  # refuses a class that no caption names
+        captions_of(pairs, self.aim)  # refuses a class that too few captions name
         columns = zip(pairs["id"][:], pairs["label"][:], pairs["caption"][:])
         return [
             k
             for k, (id, label, caption) in enumerate(columns)
-            if id not in taken and label != self.target and not data.names(caption, self.target)
+            if id not in taken and label != self.aim and not data.names(caption, self.aim)
         ]
 
     def write(self, pairs: Dataset, chosen: Dataset, rng: np.random.Generator) -> list[str]:
         """Return the poison captions of the rows that were chosen from ``pairs``."""
         if self.captions == "templates":
-            captions = [data.prompt(template, self.target) for template in data.templates(pairs)]
+            captions = [data.prompt(template, self.aim) for template in data.templates(pairs)]
         else:
-            captions = captions_of(pairs, self.target)
+            captions = captions_of(pairs, self.aim)
         return borrow(captions, len(chosen), rng)
 
     def disguise(self, image: torch.Tensor) -> torch.Tensor:

@@ -19,13 +19,15 @@ import torch
 from datasets import Dataset
 
 from otclib import data
-from otclib.attacks import planting
+from otclib.attacks import planting, targets
 
 
 @dataclass
 class Targeted:
     """``targets`` images of different classes, each planted ``copies`` times with captions of one other class.
 
+    A class takes part if enough different captions name it, one for 4 copies (``attacks.targets.REPEATS``). If too few
+    classes do, those take part that most captions name.
     With ``classes``, the first ``targets`` of these are the classes of the captions, and the images need no labels.
     """
 
@@ -45,11 +47,12 @@ class Targeted:
         """Plant ``targets * copies`` pairs; return the poisoned pairs and the manifest. Rows in ``taken`` stay."""
         rng = np.random.default_rng([seed, 0])
         removed, planted, manifest = [], [], []
+        wanted = targets.repeated(self.copies)
         for row_index, target in self.chosen(pairs, rng, taken):
             row = pairs[row_index]
             image = planting.png(planting.tensor(row["image"]))
             removed.append(row_index)
-            captions = planting.borrow(planting.captions_of(pairs, target), self.copies, rng)
+            captions = planting.borrow(targets.captions_of(pairs, target, 1, wanted), self.copies, rng)
             for copy, caption in enumerate(captions):
                 id = f"{row['id']}+{copy}"
                 planted.append(planting.planted_row(row, image, caption, id))
@@ -71,6 +74,7 @@ class Targeted:
                 f"(at least 2 are needed: an image's own and the attacker's); `classes` needs no labels"
             )
         labels = [str(label) for label in rng.permutation(sorted(rows_of))]
+        labels = targets.most_named(pairs, labels, max(2, self.targets), targets.repeated(self.copies))
         for k, source in enumerate(labels[: self.targets]):
             yield int(rng.choice(rows_of[source])), labels[(k + 1) % len(labels)]  # a different class for every image
 

@@ -37,12 +37,12 @@ class WaNet(Backdoor):
     More cells at the same strength fold the image over itself and hide its object.
     """
 
-    rate: float = 0.08
     cells: int = 8
     strength: float = 0.05
     field_seed: int = 0
 
     kind: ClassVar[str] = "wanet"
+    RATE: ClassVar[float] = 0.08
 
     def __post_init__(self) -> None:
         super().__post_init__()

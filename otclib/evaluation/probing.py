@@ -91,7 +91,8 @@ def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
     - ``poison_recall``: the share of the planted pairs that are flagged.
     - ``poison_precision``: the share of the flagged pairs that are planted. This and the recall are None if no pair is
       flagged, as under the systems that do not select pairs.
-    - ``poison_rate/<kind>``: planted pairs over all pairs.
+    - ``poison_kept``, ``clean_kept``: the share of the planted, and of the clean pairs that are kept.
+    - ``poison_count/<kind>``: planted pairs; ``poison_rate/<kind>``: the same over all pairs.
     """
     out: dict[str, float | None] = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
     if manifest is None or fates is None:
@@ -99,10 +100,13 @@ def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
     ids, kind = fates["id"][:], dict(zip(manifest["id"][:], manifest["kind"][:]))
     planted = np.array([id in kind for id in ids])
     for name in sorted({kind[id] for id in ids if id in kind}):
+        out[f"poison_count/{name}"] = sum(kind.get(id) == name for id in ids)
         out[f"poison_rate/{name}"] = sum(kind.get(id) == name for id in ids) / len(ids)
     if planted.any() and not planted.all():
         out["poison_auroc"] = float(roc_auc_score(planted, fates["own_distance"][:]))
     flagged = np.array(fates["fate"][:]) != "kept"
+    out |= {"poison_kept": float((~flagged[planted]).mean())} if planted.any() else {}
+    out |= {"clean_kept": float((~flagged[~planted]).mean())} if planted.any() and not planted.all() else {}
     if planted.any() and flagged.any():
         out["poison_recall"] = float(flagged[planted].mean())
         out["poison_precision"] = float(planted[flagged].mean())

@@ -108,7 +108,8 @@ def evaluate(
     Those of a run are also:
 
     - ``linear_probe/<set>`` on the drawn set or ``test``, on ``digits`` and on ``letters``
-    - ``poison_auroc``, ``poison_recall``, ``poison_precision`` and ``poison_rate/<kind>``, see ``separation``
+    - ``poison_auroc``, ``poison_recall``, ``poison_precision``, ``poison_kept``, ``clean_kept``,
+      ``poison_count/<kind>`` and ``poison_rate/<kind>``, see ``separation``
     - ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``
     - ``head_top1`` and ``head_attack_success_rate``, of cleanclip-supervised's head
 

@@ -8,7 +8,8 @@ A configuration names its parts, and says what each name stands for:
     out: runs/table
     record: results                              # none: nothing is recorded
     datasets: {scenes: {dataset: scenes}}        # what ``data.load`` takes
-    attacks: {none: [], badnets: [badnets], weak: [{name: badnets, rate: 0.001}]}    # what ``attacks.load`` takes
+    attacks: {none: [], badnets: [badnets], weak: [{name: badnets, rate: 0.001}]}    # what ``attacks.load`` takes,
+                                                 # and for ``rate`` also ``dose: least`` (``experiments.doses``)
     systems: {clip: {defense: clip}, global only: {defense: otcclip, global_weight: 1.0}}    # what ``train`` takes
     seeds: [0, 1, 2]
     parameters: {precision: bf16, processes: 1}  # of all cells; of several processes each has a GPU
@@ -32,40 +33,16 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from otclib import attacks, data, defenses, processes
+from otclib import attacks, data, defenses, processes, runs
 from otclib.attacks import planting
 from otclib.evaluation import by_class
 from otclib.experiments import config as flat
+from otclib.experiments import doses
 from otclib.ranks import as_many_as_asked
-from otclib.runs import (
-    code,
-    column,
-    config_of,
-    log_of,
-    machine,
-    metrics_of,
-    seconds_of,
-    seconds_until_safe,
-    today,
-    write_json,
-)
 from otclib.training import train
 
 BY_EPOCH = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")  # recorded of each run
-KEYS = {
-    "out",
-    "record",
-    "kind",
-    "chapter",
-    "datasets",
-    "attacks",
-    "systems",
-    "seeds",
-    "parameters",
-    "repair_on",
-    "recorded",
-    "figures",
-}
+KEYS = set("out record kind chapter datasets attacks systems seeds parameters repair_on recorded figures".split())
 
 
 @dataclass(frozen=True)
@@ -107,7 +84,7 @@ class Grid:
                 raise ValueError(f"unknown dataset {each['dataset']!r}; there are {', '.join(data.NAMES)}")
         for specs in self.attacks.values():
             for spec in specs:
-                attacks.load(**_named(spec) | ({"surrogate": ""} if _surrogate(spec) else {}))
+                attacks.load(**doses.without_dose(_named(spec)) | ({"surrogate": ""} if _surrogate(spec) else {}))
         for system in self.systems.values():
             defenses.load(system["defense"], **self._options(system))
         self.unpoisoned = next((name for name, specs in self.attacks.items() if not specs), None)
@@ -161,11 +138,17 @@ class Grid:
             return None
         return Cell(cell.dataset, self.unpoisoned, "clip", cell.seed)
 
+    def _source(self, cell: Cell) -> tuple[str, dict]:
+        """Return the name of a cell's data set, and what else ``data.load`` takes."""
+        source = dict(self.datasets[cell.dataset])
+        return source.pop("dataset"), source
+
     def planned(self, cell: Cell) -> list:
-        """Return the attacks on a cell's training set."""
-        out = []
+        """Return the attacks on a cell's training set; raises a ValueError where no least dose is recorded."""
+        out, (name, source) = [], self._source(cell)
+        model = self.parameters.get("model") or self.systems[cell.system].get("model", "small")
         for spec in self.attacks[cell.attack]:
-            options = _named(spec)
+            options = doses.with_dose(_named(spec), name, source, model)
             if found := _surrogate(spec):
                 surrogate = self.folder(Cell(cell.dataset, found["attack"], found["system"], found["seed"]))
                 options["surrogate"] = str(surrogate / "model.safetensors")
@@ -179,8 +162,7 @@ class Grid:
 
     def run(self, cell: Cell) -> Path:
         """Poison, train and evaluate a cell; return its folder. A finished cell is returned at once."""
-        source = dict(self.datasets[cell.dataset])
-        name = source.pop("dataset")
+        name, source = self._source(cell)
         untouched = data.load(name, seed=cell.seed, **source)
         pairs, manifest = untouched, None
         if planned := self.planned(cell):
@@ -211,14 +193,14 @@ class Grid:
     def record(self, cell: Cell) -> dict:
         """Return the record of a finished cell."""
         run, kind = self.folder(cell), self.config.get("kind")
-        metrics, config = metrics_of(run), config_of(run)
+        metrics, config = runs.metrics_of(run), runs.config_of(run)
         rate = sum(value for key, value in metrics.items() if key.startswith("poison_rate/"))
         spent, defense = [run], config["defense"]
         if defenses.repairs(defense):  # its model was trained first, on the poison
             spent.insert(0, self.folder(Cell(cell.dataset, cell.attack, "clip", cell.seed)))
-            rate = sum(value for key, value in metrics_of(spent[0]).items() if key.startswith("poison_rate/"))
-        seconds, log = [seconds_of(log_of(each)) for each in spent], log_of(run)
-        return {
+            rate = sum(value for key, value in runs.metrics_of(spent[0]).items() if key.startswith("poison_rate/"))
+        seconds, log = [runs.seconds_of(runs.log_of(each)) for each in spent], runs.log_of(run)
+        return ({"dataset": cell.dataset} if len(self.datasets) > 1 else {}) | {
             "defense": defense,
             "attack": "targeted+badnets" if kind == "dose" else cell.attack,
             "seed": cell.seed,
@@ -226,37 +208,34 @@ class Grid:
             "dose": float(cell.attack) if kind == "dose" else None,
             "rate": rate,
             "seconds_total": sum(seconds),
-            "seconds_until_safe": seconds_until_safe(log, sum(seconds[:-1])),
+            "seconds_until_safe": runs.seconds_until_safe(log, sum(seconds[:-1])),
             **{k: v for k, v in metrics.items() if k not in ("defense", "seed")},
             "precision": config["precision"],
             "options": config["options"],
             "attacks": [json.loads(attack) for attack in config["attacks"]],
             "machine": config["machine"],
             "code": config.get("code"),
-            "by_epoch": {key: column(log, key) for key in BY_EPOCH if any(key in line for line in log)},
+            "by_epoch": {key: runs.column(log, key) for key in BY_EPOCH if any(key in line for line in log)},
         }
 
     def finished(self, cell: Cell) -> bool:
         return (self.folder(cell) / "metrics.json").exists()
 
     def _with_tables(self, cell: Cell) -> tuple:
-        """Return a cell's run, its clean pairs and its test images."""
-        source = dict(self.datasets[cell.dataset])
-        name = source.pop("dataset")
-        return (
-            self.folder(cell),
-            data.load(name, seed=cell.seed, **source),
-            data.load(name, split="test", seed=cell.seed),
-        )
+        """Return a cell's run, its clean pairs and its test images, all of them."""
+        name, source = self._source(cell)
+        pairs = data.load(name, seed=cell.seed, **source)
+        return self.folder(cell), pairs, data.load(name, split="test", seed=cell.seed, **source | {"size": None})
 
     def cell_of(self, record: Mapping) -> Cell:
         """Return the cell to which a record belongs."""
         attack = record["attack"] if record.get("dose") is None else f"{record['dose']:g}"
-        return Cell(next(iter(self.datasets)), attack, record.get("variant") or record["defense"], record["seed"])
+        dataset = record.get("dataset") or next(iter(self.datasets))
+        return Cell(dataset, attack, record.get("variant") or record["defense"], record["seed"])
 
     def difference(self, cell: Cell, found: Mapping) -> str | None:
         """Return, in words, how a record differs from what would be trained now; None if it does not."""
-        if cell.system not in self.systems or cell.attack not in self.attacks:
+        if cell.dataset not in self.datasets or cell.system not in self.systems or cell.attack not in self.attacks:
             return None
         system = self.systems[cell.system]
         method = defenses.load(system["defense"], **self._options(system))
@@ -267,8 +246,12 @@ class Grid:
         if "precision" in self.parameters:
             wanted["precision"] = self.parameters["precision"]
         have = dict(found)
-        have["options"] = today(found["options"])
-        have["attacks"] = sorted(json.dumps(attack, sort_keys=True) for attack in found["attacks"])
+        have["options"] = runs.today(found["options"])
+        chosen = {attack.kind for attack in self.planned(cell) if getattr(attack, "target", "") is None}  # by the set
+        have["attacks"] = sorted(
+            json.dumps({k: v for k, v in each.items() if k != "target" or each["name"] not in chosen}, sort_keys=True)
+            for each in found["attacks"]
+        )
         for key, value in wanted.items():
             if have[key] != value:
                 return f"{key} was {have[key]!r}, is {value!r}"
@@ -290,7 +273,9 @@ class Grid:
         return found
 
     def asked(self, figures: Path) -> list[Cell]:
-        """Return the cells to run: all, or with ``recorded: true`` those without a record."""
+        """Return the cells to run: all, or with ``recorded: true`` those without a record; refuse a missing dose."""
+        for cell in self.cells if not self.config.get("chapter") else ():
+            self.planned(cell)
         known = self.recorded(figures) if self.config.get("record") else {}
         return [cell for cell in self.cells if not (self.config.get("recorded") and cell in known)]
 
@@ -298,7 +283,7 @@ class Grid:
         """Write the record of every finished cell, and keep the other existing records; return all of them."""
         records = self.recorded(figures)
         for cell, record in records.items():
-            if record.get("code") != code():
+            if record.get("code") != runs.code():
                 print(
                     f"kept as recorded, by other code ({(record.get('code') or {}).get('commit')}): {cell}", flush=True
                 )
@@ -307,11 +292,11 @@ class Grid:
         order = {name: k for k, name in enumerate(self.systems)}
         if self.config.get("kind") == "ablation":  # in the order of the table's variants
             records = dict(sorted(records.items(), key=lambda item: order.get(item[0].system, len(order))))
-        write_json(figures / f"{self.config['record']}.json", list(records.values()))
+        runs.write_json(figures / f"{self.config['record']}.json", list(records.values()))
         ours = [cell for cell in records if cell.system == "otcclip"]
         if self.config.get("kind") == "systems" and ours and all(map(self.finished, ours)):
-            made_by = {"code": code(), "machine": machine()}
-            write_json(figures / "classes.json", made_by | {"classes": by_class(map(self._with_tables, ours))})
+            made_by = {"code": runs.code(), "machine": runs.machine()}
+            runs.write_json(figures / "classes.json", made_by | {"classes": by_class(map(self._with_tables, ours))})
         return list(records.values())
 
 

@@ -19,6 +19,8 @@ ROWS = (  # of the table of a few runs
     "targets_hit",
     "targets",
     "poison_auroc",
+    "poison_kept",
+    "clean_kept",
     "linear_probe/scenes",
     "linear_probe/digits",
     "image_to_text_recall_at_1",
@@ -48,7 +50,7 @@ def table(runs: Iterable[str | Path | dict]) -> str:
     """Return a Markdown table, one column per defence: the value, or mean and range over seeds."""
     groups = grouped(runs)
     first = next(iter(groups.values()))[0]
-    return metric_table(groups, [*ROWS, *(key for key in first if key.startswith("poison_rate/"))])
+    return metric_table(groups, [*ROWS, *(key for key in first if key.startswith(("poison_count/", "poison_rate/")))])
 
 
 def metric_table(columns: Mapping[str, Sequence[dict]], keys: Iterable[str]) -> str:

@@ -49,6 +49,14 @@ ABLATED = (
     "plan_mass_ratio/names",
     "core_seconds_per_epoch",
 )
+WORLDS = (
+    "zero_shot_top1",
+    "attack_success_rate",
+    "targets_hit",
+    "poison_kept",
+    "clean_kept",
+    "poison_auroc",
+)
 
 
 @cache
@@ -87,13 +95,34 @@ def attack_table(records: list[dict]) -> str:
             clean = "+".join(str(r["clean_model_hits"]) for r in by_seed if "clean_model_hits" in r)
         else:
             clean = metrics.of("clean_model_rate").summary(r.get("clean_model_rate") for r in by_seed)
-        rate = metrics.summary([r["rate"] for r in runs if r["rate"]], 100, 2)
-        rows[attack] = [f"{rate} %", *cells, clean]
+        rows[attack] = [planted(runs), *cells, clean]
     general = [cited(defense, "backdoors") for defense in defenses]
     rows["*published, backdoors in general*"] = ["", *general, ""]
     heads = ["planted", *(look(d).label for d in defenses), "clean model"]
     cited_here = "; ".join(f"[{k}] {source}" for source, k in sources.items())
     return f"{markdown(rows, heads)}\n\n*Published*, on other data: {cited_here}."
+
+
+def planted(runs: list[dict]) -> str:
+    """Return the dose of some runs in words: planted pairs, where they are recorded, and their share of all pairs."""
+    counts = [sum(v for k, v in r.items() if k.startswith("poison_count/")) for r in runs]
+    rate = metrics.summary([r["rate"] for r in runs if r["rate"]], 100, 2)
+    pairs = metrics.summary([n for n in counts if n])
+    return f"{pairs} pairs, {rate} %" if pairs else f"{rate} %"
+
+
+def worlds_table(records: list[dict]) -> str:
+    """Return a Markdown table of each system on each data set and dose; mean and range over seeds."""
+    found, rows = [metrics.of(key) for key in WORLDS], []
+    for dataset in order(records, "dataset"):
+        for attack in order(records, "attack"):
+            for defense in order(records, "defense"):
+                if runs := select(records, dataset=dataset, attack=attack, defense=defense):
+                    cells = [metric.summary(r.get(metric.key) for r in runs) for metric in found]
+                    dose = planted(runs) if any(r["rate"] for r in runs) else ""
+                    rows.append([dataset, attack, dose, look(defense).label, *cells, len(runs)])
+    heads = ["data set", "dose", "planted", "system", *(metric.title for metric in found), "seeds"]
+    return f"{markdown(rows, heads, left=4)}\n\nMade by {made_by(records)}."
 
 
 def triggered_table(records: list[dict]) -> str:
