@@ -142,6 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
     for k, name in enumerate(STORY, 1):
         print(f"\n[{k}/{len(STORY)}] {name}   ({time.perf_counter() - start:.0f} s so far)", flush=True)
         parameters = {"dataset": a.world, "out": str(a.out), "seed": a.seed, "fast": a.fast, "INTERACTIVE": False}
+        if a.world != "scenes" and not a.fast:  # what the set needs; the default doses are those of scenes
+            parameters["attack"] = [{"name": kind, "dose": "least"} for kind in ("targeted", "badnets")]
         execute(name, a.out / "notebooks" / f"{name}.ipynb", parameters)
         if a.publish:
             as_opened(a.out / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb")

@@ -15,14 +15,24 @@ import torch
 from datasets import Dataset
 
 from otclib import attacks, data, evaluation, figures, models, training
+from otclib.experiments import doses
 
 
 def poisoned(
-    dataset: str, attack: Sequence[str], *, seed: int = 0, size: int | None = None, root: str | None = None
+    dataset: str,
+    attack: Sequence[str | Mapping[str, Any]],
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    root: str | None = None,
 ) -> tuple[Dataset, Dataset, Dataset]:
-    """Return the pairs, the pairs with all attacks planted in them, and the manifest."""
+    """Return the pairs, the pairs with all attacks planted in them, and the manifest.
+
+    ``attack`` : names, or names with options and a dose, ``{"name": "badnets", "dose": "least"}`` (``doses.with_dose``).
+    """
     pairs = data.load(dataset, root=root, seed=seed, size=size)
-    return pairs, *attacks.plant(pairs, [attacks.load(name) for name in attack], seed=seed)
+    specs = [doses.with_dose(attacks.as_spec(each), dataset, {"root": root, "size": size}) for each in attack]
+    return pairs, *attacks.plant(pairs, [attacks.load(**spec) for spec in specs], seed=seed)
 
 
 def runs(
