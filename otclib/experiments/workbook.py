@@ -28,7 +28,7 @@ def poisoned(
 ) -> tuple[Dataset, Dataset, Dataset]:
     """Return the pairs, the pairs with all attacks planted in them, and the manifest.
 
-    ``attack`` : names, or names with options and a dose, ``{"name": "badnets", "dose": "least"}`` (``doses.with_dose``).
+    ``attack`` : names, or names with options and a dose, as ``{"name": "badnets", "dose": "least"}``.
     """
     pairs = data.load(dataset, root=root, seed=seed, size=size)
     specs = [doses.with_dose(attacks.as_spec(each), dataset, {"root": root, "size": size}) for each in attack]

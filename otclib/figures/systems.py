@@ -67,6 +67,41 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
     return fig
 
 
+def worlds(records: Sequence[Mapping]) -> Figure:
+    """Draw each system in each data set and at each dose, a panel for each measure: marks of seeds, and their mean.
+
+    Accuracy and kept pairs say what a defence costs; ASR, targets and kept poison say what it stops.
+    """
+    keys = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")
+    rows = list(dict.fromkeys((r["dataset"], r["attack"]) for r in records if r["attack"] != "none"))
+    systems = list(dict.fromkeys(r["defense"] for r in records))
+    fig, axes = plt.subplots(1, len(keys), figsize=(11.5, 0.52 * len(rows) + 1.3), sharey=True, layout="constrained")
+    for ax, metric in zip(axes, map(metrics.of, keys)):
+        for k, system in enumerate(systems):
+            shape, colour = look(system).marker, look(system).colour or NEUTRAL
+            for y, (dataset, attack) in enumerate(rows):
+                here = [r for r in records if (r["dataset"], r["attack"], r["defense"]) == (dataset, attack, system)]
+                values = [metric.factor * r[metric.key] for r in here if r.get(metric.key) is not None]
+                if values:
+                    at = y + 0.2 * (k - (len(systems) - 1) / 2) * 2
+                    ax.barh(at, np.mean(values), height=0.34, color=colour, alpha=0.35)
+                    ax.plot(values, [at] * len(values), shape, color=colour, markersize=4, clip_on=False)
+        top = 100 if metric.unit else 16
+        ax.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xticks=(0, top // 2, top))
+        ax.set_title(f"{metric.label}\n({metric.better} is better)", fontsize=9)
+        ax.set_xlabel(metric.unit or "of 16", fontsize=8.5)
+        ax.spines[["top", "right"]].set_visible(False)
+        for y in range(2, len(rows), 2):
+            ax.axhline(y - 0.5, color="0.85", linewidth=0.8)
+    axes[0].set_yticks(range(len(rows)), [f"{dataset}\n{attack} dose" for dataset, attack in rows], fontsize=8.5)
+    marks = [
+        plt.Line2D([], [], color=look(s).colour or NEUTRAL, marker=look(s).marker, linewidth=0, label=look(s).label)
+        for s in systems
+    ]
+    fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    return fig
+
+
 def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
     """Draw, class by class, the clean pairs that are not kept against the test images that are misread.
 
