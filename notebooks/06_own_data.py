@@ -26,7 +26,11 @@
 # The last column goes into `dataset_options`, or `{}` if there are no labels. Without labels a backdoor can be planted,
 # because your captions name its target. But zero-shot accuracy and attack success cannot be measured. The targeted
 # attack is refused, because it needs to know what an image shows. `help(otclib.data.readers)` has the details.
-# `scenes`, with `dataset_options = {}`, needs no `root`.
+# `scenes`, `emoji` and `emoji-scenes`, with `dataset_options = {}`, need no `root`.
+#
+# A row that cannot be used (no caption, an image that does not decode) is refused, with file and line.
+# `{"on_error": "skip"}` among the options leaves such rows out, and lists them in `left_out.json` beside the run.
+# `otclib doctor --data csv --root ...` reads your set once and says what is in it.
 
 # %% tags=["parameters"]
 dataset = "csv"  # see the table
@@ -35,7 +39,7 @@ dataset_options = {"label_column": "label"}  # what the reader of this dataset t
 size = None  # number of pairs; None: all of them
 test_split = "test"  # what is measured on; COCO, Visual Genome and CC3M have a "val" split instead
 attack = ["badnets"]  # planted one after the other; []: nothing is
-target = "umbrella"  # the class that the trigger should mean; your captions must name it
+target = None  # the class that the trigger should mean; None: "umbrella" where captions name it often, else the commonest class
 defense = "otcclip"  # see otclib.defenses
 model = "small"  # or any open_clip name (ViT-B-32 and larger want a GPU), or the weights of a run, to go on from
 seed = 0  # attack and training
@@ -95,7 +99,7 @@ fig = figures.contact_sheet(list(some["image"]), list(some["caption"]))
 # for the same number of planted pairs.
 
 # %%
-planned = [otclib.attacks.load(name, **({} if name == "targeted" else {"target": target})) for name in attack]
+planned = [otclib.attacks.load(name, **({} if name == "targeted" or target is None else {"target": target})) for name in attack]
 poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=seed) if planned else (pairs, None)
 if planned:
     fig = figures.planted_pairs(list(manifest.select(range(min(6, len(manifest))))), "planted")

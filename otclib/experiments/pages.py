@@ -31,6 +31,7 @@ PAGES: dict[str, tuple[str, Callable, Callable]] = {
     "results": ("systems", tables.report, figures.attack_grid),
     "ablation": ("ablation", tables.ablation_table, figures.ablation),
     "dose": ("dose", tables.dose_table, figures.dose),
+    "worlds": ("worlds", tables.worlds_table, figures.worlds),
 }
 
 
