@@ -203,7 +203,8 @@ def poison(
     seed: int = 0,
 ) -> None:
     """Write a poisoned table for other codes: OUT/pairs, saved by Hugging Face datasets, and OUT/manifest.parquet."""
-    from otclib.runs import write_table
+    from otclib.data.origin import left_out
+    from otclib.runs import write_json, write_table
 
     with _refusing("poison"):
         if out.exists():
@@ -214,6 +215,8 @@ def poison(
         part = out.with_name(out.name + ".part")
         pairs.save_to_disk(part / "pairs")
         write_table(part / "manifest.parquet", manifest)
+        if without := left_out(pairs):
+            write_json(part / "left_out.json", without)
         part.rename(out)
     typer.echo(f"{len(pairs):,} pairs, {len(manifest)} of them planted: {out}")
 

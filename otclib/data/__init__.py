@@ -10,7 +10,7 @@ Every table has the columns ``id``, ``image``, ``caption`` and ``label``. Scenes
 from otclib.data import drawing, grammar, probes, scenes
 from otclib.data.cache import cache_dir
 from otclib.data.loader import NAMES, load
-from otclib.data.table import Resize, classes, image_tensor, names, prompt, templates, with_article, words_for
+from otclib.data.table import Resize, classes, image_tensor, names, prompt, rgb, templates, with_article, words_for
 
 __all__ = [
     "NAMES",
@@ -24,6 +24,7 @@ __all__ = [
     "names",
     "probes",
     "prompt",
+    "rgb",
     "scenes",
     "templates",
     "with_article",

@@ -52,7 +52,9 @@ def load(
     size : number of rows (a seeded sample for the real sets); default all of them, for scenes
         12,000 / 1,000 / 2,000.
     seed : draws the scenes, or the sample.
-    options : ``image_size`` (scenes, pixels, default 64), and the options of the readers in ``otclib.data.readers``.
+    options : ``image_size`` (scenes, pixels, default 64), and the options of the readers in ``otclib.data.readers``. All
+        readers take ``on_error="raise" | "skip"``, for rows that cannot be used, and ``check``, which says how images
+        are looked at when the table is loaded.
 
     Returns
     -------
@@ -60,8 +62,8 @@ def load(
 
     Raises
     ------
-    ValueError : an unknown name, split or option, or a size below 1.
-    FileNotFoundError : the copy, or a file of it, is not there.
+    ValueError : an unknown name, split or option, or a size below 1; or a row that cannot be used.
+    FileNotFoundError : the copy, a file of it, or an image is not there.
     """
     if name not in NAMES:
         raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")
