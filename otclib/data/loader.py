@@ -52,9 +52,9 @@ def load(
     size : number of rows (a seeded sample for the real sets); default all of them, for scenes
         12,000 / 1,000 / 2,000.
     seed : draws the scenes, or the sample.
-    options : ``image_size`` (scenes, pixels, default 64), and the options of the readers in ``otclib.data.readers``. All
-        readers take ``on_error="raise" | "skip"``, for rows that cannot be used, and ``check``, which says how images
-        are looked at when the table is loaded.
+    options : ``image_size`` (scenes, pixels, default 64), and the options of the readers in ``otclib.data.readers``.
+        All readers take ``on_error="raise" | "skip"``, for rows that cannot be used, and ``check``, which says how
+        images are looked at when the table is loaded.
 
     Returns
     -------

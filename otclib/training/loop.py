@@ -1,10 +1,10 @@
 """The one training loop: every defence runs in it, and it writes every run folder.
 
-A run folder holds ``config.json`` (the configuration), ``manifest.parquet`` (what was planted), ``left_out.json``
-(the rows that could not be read, if there were any), ``log.jsonl`` (one line per epoch), ``pairs.parquet`` (for every pair: its distance, its fate, the caption it was given last),
-``model.safetensors`` and ``metrics.json``, and with ``snapshots`` the weights after every epoch (``epochs/``). An
-unfinished run folder also holds ``checkpoint.pt``, from which the same call goes on, in the middle of an epoch, too. A
-call on a finished folder returns at once.
+A run folder holds ``config.json`` (the configuration), ``manifest.parquet`` (what was planted), ``left_out.json`` (the
+rows that could not be used, if there were any), ``log.jsonl`` (one line per epoch), ``pairs.parquet`` (for every pair:
+its distance, its fate, the caption it was given last), ``model.safetensors`` and ``metrics.json``, and with
+``snapshots`` the weights after every epoch (``epochs/``). An unfinished run folder also holds ``checkpoint.pt``, from
+which the same call goes on, in the middle of an epoch, too. A call on a finished folder returns at once.
 """
 
 from __future__ import annotations

@@ -112,6 +112,7 @@ def _scan(root: Path, shards: tuple[Path, ...], tsv: Path | None, class_names: t
         try:
             with tarfile.open(shard, "r:") as tar:
                 add_samples(samples, _members(tar))
+                _see_the_end(tar)
         except tarfile.TarError as error:
             lost = f"its tar is not whole and uncompressed: {error}; what follows in it is lost"
         yield from rows_of(root, str(name), str(name.with_suffix("")), samples, urls, class_names)
@@ -123,3 +124,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, Callable[[], byte
     for member in filter(tarfile.TarInfo.isfile, tar):
         if (file := tar.extractfile(member)) is not None:
             yield member.name, address(str(tar.name), member.offset_data, member.size), file.read
+
+
+def _see_the_end(tar: tarfile.TarFile) -> None:
+    """Raise a ``ReadError`` unless the tar ends where reading stopped: ``tarfile`` takes a broken header for the end."""
+    with open(str(tar.name), "rb") as file:
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"no header and no end at byte {tar.offset:,}")
