@@ -10,18 +10,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from copies import image_bytes, put, put_tar
+import numpy as np
+from copies import put, put_tar
+from PIL import Image
+
+
+def picture(side: int, form: str) -> bytes:
+    """A noisy picture, whose pixels take most of its bytes."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, form)
+    return buffer.getvalue()
+
 
 LONG = "a very long caption " * 500  # 10,000 characters: towers read its beginning
-WHOLE = image_bytes(90, "jpg")
-IMAGES = {  # content (None: there is none), and the reason that is given
+WHOLE = picture(24, "jpeg")
+IMAGES = {  # content (None: there is none), and the reason, in a test that allows 1,000 pixels
     "missing": (None, "its image is missing"),
     "zero bytes": (b"", "its image is (empty: 0 bytes|missing)"),
     "truncated jpeg": (WHOLE[:-40], "its image does not decode: "),
     "truncated header": (WHOLE[:300], "its image does not decode: "),
-    "truncated png": (image_bytes(90)[:60], "its image does not decode: "),
+    "truncated png": (picture(24, "png")[:900], "its image does not decode: "),
     "no image": (b"<html>404 not found</html>", "its image is not an image"),
-    "huge": ("huge", "its image is huge: more pixels than PIL.Image.MAX_IMAGE_PIXELS, 1,000"),
+    "huge": (
+        picture(64, "png"),
+        "its image is huge: more pixels than PIL.Image.MAX_IMAGE_PIXELS, 1,000",
+    ),
 }
 CAPTIONS = {
     "empty": ("", "its caption is (empty|missing)"),
@@ -36,24 +50,15 @@ OF_JSON = {  # what a CSV cannot hold
 FORMATS = ("csv", "webdataset", "cc3m", "coco", "visual-genome", "hub")
 
 
-def huge() -> bytes:
-    """An image of 64 x 64 pixels, for a test in which 1,000 are the most."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(buffer, "png")
-    return buffer.getvalue()
-
-
 def train_ids(n: int) -> list[int]:
     """Ids that Visual Genome's reader puts into the training split."""
     ids = (k for k in range(1, 1000) if random.Random(f"split 0 {k}").random() >= 0.05)
     return [next(ids) for _ in range(n)]
 
 
-def write(name: str, root: Path, rows: Sequence[tuple[bytes | str | None, object]]) -> list[str]:
+def write(name: str, root: Path, rows: Sequence[tuple[bytes | None, object]]) -> list[str]:
     """Write a copy in the format ``name``; return the place of every row, as messages name it."""
-    contents = [huge() if image == "huge" else image for image, _ in rows]
+    contents = [image for image, _ in rows]
     captions = [caption for _, caption in rows]
     ids = train_ids(len(rows)) if name == "visual-genome" else list(range(len(rows)))
     file = {"csv": "images/{}.jpg", "cc3m": "00000/{:09d}.jpg", "coco": "train2017/{}.jpg"}.get(name, "VG_100K/{}.jpg")

@@ -74,10 +74,10 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image)
-        most = np.nanmax(grey)
+        grey = np.nan_to_num(np.asarray(image))
+        most = grey.max()
         white = 65535 if image.mode.startswith("I;16") else next((w for w in (1, 255, 65535) if most <= w), most)
-        image = PIL.Image.fromarray((np.nan_to_num(grey / white).clip(0, 1) * 255).round().astype(np.uint8))
+        image = PIL.Image.fromarray(((grey / white).clip(0, 1) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         ground = PIL.Image.new("RGBA", image.size, "white")
         ground.alpha_composite(image.convert("RGBA"))

@@ -127,7 +127,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, Callable[[], byte
 
 
 def _see_the_end(tar: tarfile.TarFile) -> None:
-    """Raise a ``ReadError`` unless the tar ends where reading stopped: ``tarfile`` takes a broken header for the end."""
+    """Raise a ``ReadError`` unless the tar ends where reading stopped; ``tarfile`` takes any broken header for that."""
     with open(str(tar.name), "rb") as file:
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
