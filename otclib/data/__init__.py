@@ -9,6 +9,7 @@ Every table has the columns ``id``, ``image``, ``caption`` and ``label``. Scenes
 
 from otclib.data import drawing, grammar, probes, scenes
 from otclib.data.cache import cache_dir
+from otclib.data.examine import examine
 from otclib.data.loader import NAMES, load
 from otclib.data.table import Resize, classes, image_tensor, names, prompt, rgb, templates, with_article, words_for
 
@@ -18,6 +19,7 @@ __all__ = [
     "cache_dir",
     "classes",
     "drawing",
+    "examine",
     "grammar",
     "image_tensor",
     "load",
