@@ -339,11 +339,25 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine has, what a demo will take on it, and what is missing."""
-    from otclib.doctor import report
+def doctor(
+    data: Annotated[
+        str | None, typer.Option(help="A data set to examine, see otclib.data; default this machine.")
+    ] = None,
+    root: Root = None,
+    data_options: DataOptions = "{}",
+    split: Annotated[str, typer.Option(help="Of that data set.")] = "train",
+    size: Annotated[int | None, typer.Option(help="Number of pairs that are examined; default all.")] = None,
+    seed: int = 0,
+) -> None:
+    """Say what this machine has and lacks; or what is in a data set, and how it would be split and poisoned."""
+    from otclib import doctor as reports
 
-    typer.echo(report())
+    if data is None:
+        typer.echo(reports.report())
+        return
+    with _refusing("doctor"):
+        options = _read("--data-options", data_options) | {"size": size, "seed": seed}
+        typer.echo(reports.report_of_data(data, root=root, split=split, **options))
 
 
 def call(arguments: list[str] | None = None, name: str = "otclib") -> None:

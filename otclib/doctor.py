@@ -1,4 +1,7 @@
-"""What this machine has, what a demo will take on it, and what is missing; without importing torch."""
+"""What this machine has, what a demo will take on it, and what is missing; without importing torch.
+
+``report_of_data`` says the same of a data set: what is in it, and how it would be split and poisoned.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,14 @@ import os
 import platform
 import shutil
 import subprocess
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instruction sets that decide how fast training is
 # minutes of `make demo` on two cores, as measured: AVX512 with bf16, and AVX2 alone
@@ -50,6 +58,61 @@ def report() -> str:
     ]
     missing += [f"{name}: for {what}" for name, what in PROGRAMS.items() if not shutil.which(name)]
     return "\n".join([*lines, *(f"missing     {what}" for what in missing or ["nothing"])])
+
+
+def report_of_data(name: str, *, root: str | Path | None = None, split: str = "train", **options: Any) -> str:
+    """All that is known of a data set as text, a line per fact; rows that cannot be used are left out and listed.
+
+    Parameters
+    ----------
+    name, root, split, options : as for ``data.load``.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError : the set cannot be loaded even so.
+    """
+    from otclib import data
+    from otclib.data import readers
+
+    read = name in readers.READERS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*cannot be used", UserWarning)  # the report says it
+        given = {"on_error": "skip"} | options if read else options
+        pairs = data.load(name, root=root, split=split, **given)
+    own = {key: value for key, value in options.items() if key not in ("on_error", "check", "size", "seed")}
+    found = readers.splits(name, root, **own) if read else {}
+    lines = [str(data.examine(pairs))]
+    lines += ["splits      " + ", ".join(f"{each} {n:,} rows" for each, n in found.items())] if read else []
+    return "\n".join([*lines, *(f"{'attack':12}{line}" for line in attack_lines(pairs))])
+
+
+def attack_lines(pairs: Dataset) -> list[str]:
+    """What every attack would plant by default, a line each, or why it cannot.
+
+    The attacks poison a table of the same captions and labels with one tiny picture, which takes a moment.
+    """
+    import io
+
+    from PIL import Image
+
+    from otclib import attacks
+
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(picture, "png")
+    cells = [{"bytes": picture.getvalue(), "path": None}] * len(pairs)
+    others = [column for column in pairs.column_names if column != "image"]
+    table = pairs.select_columns(others).add_column("image", cells, feature=pairs.features["image"])
+    lines = []
+    for name in attacks.ATTACKS:
+        try:
+            _, manifest = attacks.load(name).poison(table.select_columns(pairs.column_names), seed=0)
+        except ValueError as error:
+            lines.append(f"{name} is refused: {error}")
+            continue
+        targets = sorted(set(manifest["target_label"]))
+        shown = ", ".join(targets[:4]) + (f" and {len(targets) - 4} others" if len(targets) > 4 else "")
+        lines.append(f"{name} plants {len(manifest):,} pairs ({100 * len(manifest) / len(pairs):.3g} %) for {shown}")
+    return lines
 
 
 def _cores() -> int:

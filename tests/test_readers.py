@@ -14,6 +14,7 @@ from copies import image_bytes, put, put_tar
 
 import otclib.data
 from otclib.data import readers
+from otclib.data.origin import origin
 from otclib.data.readers import files
 from otclib.data.readers import shards as tars
 
@@ -183,8 +184,8 @@ class TestVisualGenome:
     def test_images_without_regions_are_left_out(self, visual_genome):
         file = visual_genome / "region_descriptions.json"
         put(file, [image | {"regions": []} if image["id"] <= 40 else image for image in json.loads(file.read_text())])
-        with pytest.warns(UserWarning, match="'visual-genome' 'train': .* rows have no caption"):
-            pairs = load("visual-genome", visual_genome)
+        with pytest.warns(UserWarning, match=r"36 of 73 rows .* entry 0: its caption is empty; they are left out"):
+            pairs = load("visual-genome", visual_genome, on_error="skip")
         assert min(map(int, pairs["id"])) > 40
 
     def test_wrong_options_and_missing_files(self, visual_genome, tmp_path_factory):
@@ -290,7 +291,8 @@ class TestCsv:
     def test_absolute_paths_and_other_splits(self, table):
         put(table / "lists/holdout.csv", f"image,caption\n{table}/images/2.png,two\n../images/3.png,three\n")
         assert [grey(row) for row in load("csv", table, csv="lists/holdout.csv")] == [40, 60]
-        assert [grey(row) for row in load("csv", table / "lists", "holdout")] == [40, 60]
+        with pytest.raises(ValueError, match=r"holdout.csv line 3: its path leaves the root: \.\./images/3.png"):
+            load("csv", table / "lists", "holdout")
 
     def test_missing_columns_and_files(self, table):
         with pytest.raises(ValueError, match="train.csv has the columns image, caption, kind; asked for image, text"):
@@ -303,7 +305,7 @@ class TestCsv:
 
     def test_a_blank_path_is_a_missing_image(self, table):
         put(table / "train.csv", "image,caption\nimages/1.png,one\n,two\n")
-        with pytest.raises(FileNotFoundError, match="1 of 2 images .* the first is .*empty path"):
+        with pytest.raises(FileNotFoundError, match="1 of 2 rows .* line 3: its image is missing: none is given"):
             load("csv", table)
 
 
@@ -318,7 +320,7 @@ class TestWebDataset:
 
     def test_class_names(self, shards):
         assert load("webdataset", shards, class_names=["dog", "cat"])["label"][:2] == ["cat", None]
-        with pytest.raises(ValueError, match="000000000.cls of .*00000.tar is '1'; given 1 class_names"):
+        with pytest.raises(ValueError, match="00000.tar sample 000000000: .*000000000.cls is '1'; given 1 class_names"):
             load("webdataset", shards, class_names=["dog"])
 
     def test_a_sample_copies_only_its_own_bytes(self, shards):
@@ -332,8 +334,8 @@ class TestWebDataset:
         monkeypatch.setattr(tars, "captions_by_url", lambda tsv: runs.append(tsv) or {})
         put_tar(shards / "00001.tar", {"9.png": image_bytes(9)})  # no caption: asks the list, so that a scan shows
         for _ in range(2):
-            with pytest.warns(UserWarning, match="1 of 4 rows have no caption"):
-                pairs = load("webdataset", shards)
+            with pytest.warns(UserWarning, match="1 of 4 rows .* sample 9: its caption is missing"):
+                pairs = load("webdataset", shards, on_error="skip")
         assert len(runs) == 1
         assert all(file["filename"].startswith(os.environ["OTCLIB_CACHE"]) for file in pairs.cache_files)
         put_tar(shards / "00001.tar", {"9.png": image_bytes(9), "9.txt": "nine"})
@@ -352,16 +354,21 @@ class TestWebDataset:
 
     def test_a_sample_without_its_image(self, shards):
         put_tar(shards / "00002.tar", {"7.txt": "seven"})
-        with pytest.raises(FileNotFoundError, match="1 of 7 images of .*, the first is 7.jpg of .*00002.tar"):
+        with pytest.raises(FileNotFoundError, match="1 of 7 rows of .* 00002.tar sample 7: its image is missing"):
             load("webdataset", shards)
-        with pytest.warns(UserWarning, match="1 of 7 rows have no image"):
-            assert len(load("webdataset", shards, skip_missing=True)) == 6
+        with pytest.warns(UserWarning, match="1 of 7 rows"):
+            assert len(load("webdataset", shards, on_error="skip")) == 6
 
     def test_a_broken_tar(self, shards):
         whole = (shards / "00001.tar").read_bytes()
-        put(shards / "00001.tar", whole[:700])
-        with pytest.raises(ValueError, match="00001.tar is not a whole, uncompressed tar"):
+        put(shards / "00001.tar", whole[:1400])  # ends in the caption of its first sample
+        with pytest.raises(ValueError, match="the first is 00001.tar.*: its .* on_error"):
             load("webdataset", shards)
+        with pytest.warns(UserWarning):
+            pairs = load("webdataset", shards, on_error="skip")
+        assert list(pairs["caption"]) == ["one", "two", "three"]
+        broken = origin(pairs)["left_out"]["rows"][-1]
+        assert broken["place"] == "00001.tar" and "is not whole and uncompressed" in broken["reason"]
 
 
 class TestHub:
@@ -384,8 +391,8 @@ class TestHub:
         rows.cast_column("y", datasets.ClassLabel(names=["cat", "dog"])).to_parquet(tmp_path / "set/validation.parquet")
         options = {"image_column": "img", "caption_column": "sentences", "label_column": "y"}
         for where in ({"root": tmp_path / "set"}, {"path": str(tmp_path / "set")}, {"root": tmp_path, "path": "set"}):
-            with pytest.warns(UserWarning, match="1 of 4 rows have no caption"):
-                pairs = otclib.data.load("hub", split="val", **where, **options)
+            with pytest.warns(UserWarning, match="1 of 4 rows .* validation row 2: its caption is missing"):
+                pairs = otclib.data.load("hub", split="val", on_error="skip", **where, **options)
             assert_table(pairs)
             assert list(pairs["caption"]) == ["first", "one", "third"]
             assert list(pairs["label"]) == ["cat", "dog", "dog"]
@@ -403,10 +410,10 @@ class TestHub:
     def test_rows_without_an_image(self, tmp_path):
         values = [{"bytes": image_bytes(9), "path": None}, None, {"bytes": image_bytes(7), "path": None}]
         self.image_table(image=values, caption=list("abc")).to_parquet(tmp_path / "train.parquet")
-        with pytest.raises(FileNotFoundError, match="1 of 3 images of 'hub' 'train' .* that of row 1"):
+        with pytest.raises(FileNotFoundError, match="1 of 3 rows of 'hub' .* train row 1: its image is missing"):
             load("hub", tmp_path)
-        with pytest.warns(UserWarning, match="1 of 3 rows have no image"):
-            assert list(load("hub", tmp_path, skip_missing=True)["caption"]) == ["a", "c"]
+        with pytest.warns(UserWarning, match="1 of 3 rows"):
+            assert list(load("hub", tmp_path, on_error="skip")["caption"]) == ["a", "c"]
 
     def test_errors(self, tmp_path):
         self.image_table(caption=list("abcd"), n=[1, 2, 3, 4]).to_parquet(tmp_path / "train.parquet")
@@ -446,31 +453,6 @@ class TestSample:
             load("csv", table, size=0)
 
 
-class TestMissing:
-    def test_counts_and_names_the_first(self, table):
-        for n in (3, 7):
-            (table / f"images/{n}.png").unlink()
-        with pytest.raises(FileNotFoundError, match=r"2 of 10 images of 'csv' 'train' .* is .*3\.png; skip_missing"):
-            load("csv", table)
-        with pytest.warns(UserWarning, match="'csv' 'train': 2 of 10 rows have no image and are left out"):
-            pairs = load("csv", table, skip_missing=True)
-        assert list(pairs["id"]) == [str(n) for n in range(10) if n not in (3, 7)]
-        assert [grey(row) for row in pairs] == [20 * int(i) for i in pairs["id"]]
-        with pytest.warns(UserWarning), pytest.raises(ValueError, match="has 8 image-caption pairs, asked for 9"):
-            load("csv", table, skip_missing=True, size=9)
-
-    def test_blank_captions_are_left_out(self, table):
-        put(table / "train.csv", "image,caption\nimages/1.png,one\nimages/2.png,   \nimages/3.png\n")
-        with pytest.warns(UserWarning, match="2 of 3 rows have no caption"):
-            assert list(load("csv", table)["id"]) == ["0"]
-        put(table / "train.csv", "image,caption\nimages/2.png,\n")
-        with pytest.warns(UserWarning), pytest.raises(ValueError, match="has 0 image-caption pairs, asked for at"):
-            load("csv", table)
-
-    def test_nothing_is_asked_when_nothing_is_missing(self, table):
-        load("csv", table, skip_missing=True)  # a warning would fail, see own_caches
-
-
 class TestErrors:
     def test_unknown_name(self, tmp_path):
         with pytest.raises(ValueError, match="unknown dataset 'flickr': choose one of .*coco"):
@@ -492,7 +474,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("name", [*LOCAL, "hub"])
     def test_unknown_option(self, name, tmp_path):
-        with pytest.raises(ValueError, match=f"unknown option colour for '{name}': it takes .*skip_missing"):
+        with pytest.raises(ValueError, match=f"unknown option colour for '{name}': it takes .*on_error, check"):
             load(name, tmp_path, colour="red")
 
     @pytest.mark.parametrize("name", ["coco", "visual-genome", "cc3m"])

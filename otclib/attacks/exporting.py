@@ -30,8 +30,9 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets import Image as ImageColumn
 
+from otclib.data.origin import left_out
 from otclib.data.readers.tarpart import SCHEME, address
-from otclib.runs import write_table
+from otclib.runs import write_json, write_table
 from otclib.shard import FOLDER
 
 FORMS = ("datasets", "csv", "webdataset")
@@ -133,6 +134,8 @@ def export(
             done.command = [*_OPEN_CLIP, "--dataset-type", "webdataset", "--train-num-samples", str(len(pairs))]
             done.command += ["--train-data", url]
         write_table(part / "manifest.parquet", manifest)
+        if without := left_out(pairs):
+            write_json(part / "left_out.json", without)
         part.chmod(0o777 & ~_umask())  # a temporary folder is the owner's alone
         part.rename(out)
     finally:

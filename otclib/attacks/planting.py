@@ -75,7 +75,7 @@ def png(image: torch.Tensor) -> dict:
 
 def tensor(image: Image.Image) -> torch.Tensor:
     """Return a PIL image as float [3, H, W] in [0, 1]."""
-    return tv.to_dtype(tv.pil_to_tensor(image.convert("RGB")), torch.float32, scale=True)
+    return tv.to_dtype(tv.pil_to_tensor(data.rgb(image)), torch.float32, scale=True)
 
 
 def square(image: torch.Tensor) -> torch.Tensor:

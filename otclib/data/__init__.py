@@ -10,8 +10,9 @@ artists, and ``emoji-scenes`` of their drawings. All others are read.
 
 from otclib.data import drawing, emoji, grammar, probes, scenes
 from otclib.data.cache import cache_dir
+from otclib.data.examine import examine
 from otclib.data.loader import DRAWN, NAMES, load, world, world_of
-from otclib.data.table import Resize, classes, image_tensor, names, prompt, templates, with_article, words_for
+from otclib.data.table import Resize, classes, image_tensor, names, prompt, rgb, templates, with_article, words_for
 
 __all__ = [
     "DRAWN",
@@ -21,12 +22,14 @@ __all__ = [
     "classes",
     "drawing",
     "emoji",
+    "examine",
     "grammar",
     "image_tensor",
     "load",
     "names",
     "probes",
     "prompt",
+    "rgb",
     "scenes",
     "templates",
     "with_article",

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from otclib.data.table import Resize, image_tensor
+from otclib.data.table import Resize, decoded, image_tensor, stored
 
 MEMORY = 1 << 30  # bytes of pixels that a process keeps by default: 87,000 images of 64 px, 7,100 of 224 px
 
@@ -36,7 +36,7 @@ class Images:
         self.shape = (len(pairs), 3, resize.size, resize.size)
         self.workers = max(1, min(8, _cores())) if workers is None else workers
         self.held = image_tensor(pairs, resize) if torch.Size(self.shape).numel() <= memory else None
-        self.decoded = _Decoded(pairs.select_columns("image"), resize)
+        self.decoded = _Decoded(stored(pairs), resize)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -69,7 +69,9 @@ class _Decoded(torch.utils.data.Dataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> Tensor:
-        return torch.stack([self.resize(image) for image in self.images[rows]["image"]])
+        found = self.images[rows]
+        cells = zip(found["image"], rows, found["id"])
+        return torch.stack([self.resize(decoded(image, row, id)) for image, row, id in cells])
 
 
 def _as_it_is(batch: Tensor) -> Tensor:

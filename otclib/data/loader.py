@@ -47,6 +47,8 @@ def load(
     seed : draws scenes and captions, or the sample.
     options : ``image_size`` of a drawn set (pixels, default 64), and more: see the ``load`` of the set's module, and
         the readers in ``otclib.data.readers``.
+        All readers take ``on_error="raise" | "skip"``, for rows that cannot be used, and ``check``, which says how
+        images are looked at when the table is loaded.
 
     Returns
     -------
@@ -54,8 +56,8 @@ def load(
 
     Raises
     ------
-    ValueError : an unknown name, split or option, or a size below 1.
-    FileNotFoundError : the copy, or a file of it, is not there.
+    ValueError : an unknown name, split or option, or a size below 1; or a row that cannot be used.
+    FileNotFoundError : the copy, a file of it, or an image is not there.
     """
     if name not in NAMES:
         raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(NAMES)}")

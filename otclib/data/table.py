@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from torchvision.transforms.v2 import functional as tv
 
 from otclib.data import grammar
@@ -64,12 +67,54 @@ def templates(pairs: Dataset) -> Sequence[str]:
     return [t("{}") for t in OPENAI_IMAGENET_TEMPLATES]
 
 
+def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return an image of any mode in 8-bit RGB, turned as its EXIF says, with white behind what is transparent.
+
+    Grey of 16 bits is scaled to 8. Grey of 32 bits or of floats is scaled by the smallest of 1, 255, 65,535 and its own
+    maximum that holds all its values; negative values become black.
+    """
+    if image.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1) != 1:
+        image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        grey = np.nan_to_num(np.asarray(image))
+        most = grey.max()
+        white = 65535 if image.mode.startswith("I;16") else next((w for w in (1, 255, 65535) if most <= w), most)
+        image = PIL.Image.fromarray(((grey / white).clip(0, 1) * 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        ground = PIL.Image.new("RGBA", image.size, "white")
+        ground.alpha_composite(image.convert("RGBA"))
+        image = ground
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def stored(pairs: Dataset) -> Dataset:
+    """Return the ids and images of a table, with each image as it is stored: ``{"bytes", "path"}``."""
+    return pairs.select_columns(["id", "image"]).cast_column("image", Image(decode=False))
+
+
+def decoded(image: dict[str, Any], row: int, id: str) -> PIL.Image.Image:
+    """Return a stored image in RGB.
+
+    Raises
+    ------
+    ValueError : it cannot be decoded. The message names its file, row and id.
+    """
+    try:
+        return rgb(Image().decode_example(image))
+    except Exception as error:  # decoders raise errors of many kinds
+        file = (image or {}).get("path") or "kept in the table"
+        raise ValueError(f"the image of row {row} (id {id}), {file}, cannot be decoded: {error}") from error
+
+
+ELONGATED = 8  # an image whose sides differ more is cropped before it is resized: what is cut off is seen by no model
+
+
 @dataclass(frozen=True)
 class Resize:
     """Turn an image into the square that a model sees: PIL or tensor [..., 3, H, W] -> [..., 3, size, size].
 
-    PIL images become uint8, and tensors keep their dtype. An image of the right size stays as it is. The defaults are
-    CLIP's; ``models.resize`` gives a model's own.
+    PIL images of any mode become RGB, uint8 (``rgb``), and tensors keep their dtype. An image of the right size stays
+    as it is. The defaults are CLIP's; ``models.resize`` gives a model's own.
     """
 
     size: int  # pixels
@@ -84,13 +129,15 @@ class Resize:
             raise ValueError(f"interpolation is 'bicubic' or 'bilinear', got {self.interpolation!r}")
 
     def __call__(self, image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
-        x: torch.Tensor = tv.pil_to_tensor(image.convert("RGB")) if isinstance(image, PIL.Image.Image) else image
+        x: torch.Tensor = tv.pil_to_tensor(rgb(image)) if isinstance(image, PIL.Image.Image) else image
         height, width = x.shape[-2:]
         if (height, width) == (self.size, self.size):
             return x
         sides = [self.size, self.size] if self.mode == "squash" else [self.size]
         if self.mode == "longest":
             sides = [max(1, round(side * self.size / max(height, width))) for side in (height, width)]
+        if self.mode == "shortest" and max(height, width) > ELONGATED * min(height, width):
+            x = tv.center_crop(x, [min(side, ELONGATED * min(height, width)) for side in (height, width)])
         how = tv.InterpolationMode.BILINEAR if self.interpolation == "bilinear" else tv.InterpolationMode.BICUBIC
         x = tv.resize(x, sides, interpolation=how, antialias=True)
         if self.mode == "longest":
@@ -101,9 +148,14 @@ class Resize:
 
 
 def image_tensor(pairs: Dataset, resize: int | Resize) -> torch.Tensor:
-    """Return all images as a model sees them, uint8 [N, 3, S, S]; ``resize``: ``models.resize(model)``, or S pixels."""
+    """Return all images as a model sees them, uint8 [N, 3, S, S]; ``resize``: ``models.resize(model)``, or S pixels.
+
+    Raises
+    ------
+    ValueError : an image cannot be decoded. The message names its file, row and id.
+    """
     resize = Resize(resize) if isinstance(resize, int) else resize
     out = torch.empty(len(pairs), 3, resize.size, resize.size, dtype=torch.uint8)
-    for k, image in enumerate(pairs["image"]):
-        out[k] = resize(image)
+    for k, row in enumerate(stored(pairs)):
+        out[k] = resize(decoded(row["image"], k, row["id"]))
     return out

@@ -9,7 +9,10 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+import PIL.Image
 from matplotlib.axes import Axes
+
+from otclib.data import rgb
 
 CLEAN, POISON, NEUTRAL, GOOD = "#0072B2", "#D55E00", "#7F7F7F", "#009E73"
 HEAT, CHOSEN = "magma", "#E69F00"
@@ -24,7 +27,7 @@ def clean_axes(ax: Axes) -> None:
 
 def show(ax: Axes, image: Any, title: str = "", width: int = 24, colour: str = "black") -> None:
     """Show an image without axes, under a title that is wrapped after ``width`` letters."""
-    ax.imshow(image)
+    ax.imshow(rgb(image) if isinstance(image, PIL.Image.Image) else image)
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)

@@ -1,10 +1,10 @@
 """The one training loop: every defence runs in it, and it writes every run folder.
 
-A run folder holds ``config.json`` (the configuration), ``manifest.parquet`` (what was planted), ``log.jsonl`` (one line
-per epoch), ``pairs.parquet`` (for every pair: its distance, its fate, the caption it was given last),
-``model.safetensors`` and ``metrics.json``, and with ``snapshots`` the weights after every epoch (``epochs/``). An
-unfinished run folder also holds ``checkpoint.pt``, from which the same call goes on, in the middle of an epoch, too. A
-call on a finished folder returns at once.
+A run folder holds ``config.json`` (the configuration), ``manifest.parquet`` (what was planted), ``left_out.json`` (the
+rows that could not be used, if there were any), ``log.jsonl`` (one line per epoch), ``pairs.parquet`` (for every pair:
+its distance, its fate, the caption it was given last), ``model.safetensors`` and ``metrics.json``, and with
+``snapshots`` the weights after every epoch (``epochs/``). An unfinished run folder also holds ``checkpoint.pt``, from
+which the same call goes on, in the middle of an epoch, too. A call on a finished folder returns at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from datasets import Dataset
 
 from otclib import defenses, evaluation, models
 from otclib.data.images import MEMORY
+from otclib.data.origin import left_out
 from otclib.ranks import Ranks, average_gradients, join
-from otclib.runs import log_of, write_table
+from otclib.runs import log_of, write_json, write_table
 from otclib.training import configuration
 from otclib.training.checkpoint import alone, resume, writable, write_pairs
 from otclib.training.epoch import begin, run
@@ -150,6 +151,8 @@ def train(
             configuration.write(out, config, before, measured=measured, clean=clean, processes=ranks.count)
             if manifest is not None:
                 write_table(out / "manifest.parquet", manifest)
+            if without := left_out(pairs):
+                write_json(out / "left_out.json", without)
         trainer = Trainer(
             pairs,
             network,

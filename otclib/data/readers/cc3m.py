@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset
 
 from otclib.data.readers import csv
-from otclib.data.readers.files import table_of_files
-from otclib.data.readers.shards import SPLIT_WORDS, caption_of, captions_by_url, find_shards, index, samples_of
+from otclib.data.readers.files import table_of
+from otclib.data.readers.shards import SPLIT_WORDS, add_samples, captions_by_url, find_shards, index, rows_of
 
 
 def read(root: Path, split: str, seed: int) -> Dataset:
@@ -37,20 +38,21 @@ def read(root: Path, split: str, seed: int) -> Dataset:
     for place in places:
         for file in (f"{word}.csv" for word in SPLIT_WORDS[split]):
             if (place / file).is_file():
-                return csv.read(place, split, seed, csv=file)
+                return csv.read(root, split, seed, csv=str((place / file).relative_to(root)))
     if shards := find_shards(root, split, whole):
         return index(root, shards, tsv)
     for place in places if whole else places[:-1]:
         if folders := [folder for folder in sorted(place.glob("[0-9]*")) if folder.is_dir()]:
-            return _img2dataset_files(folders, tsv)
+            return table_of(_img2dataset_files(root, folders, tsv))
     found = f", but {tsv.name}, whose images must be downloaded first" if tsv else ""
     raise FileNotFoundError(f"'cc3m' {split!r} found no {split}.csv, 00000.tar or 00000/ in {root}{found}")
 
 
-def _img2dataset_files(folders: list[Path], tsv: Path | None) -> Dataset:
-    rows, urls = [], functools.cache(lambda: captions_by_url(tsv))
+def _img2dataset_files(root: Path, folders: list[Path], tsv: Path | None) -> Iterator[dict]:
+    urls = functools.cache(lambda: captions_by_url(tsv))
     for folder in folders:
-        files = ((file.name, file, file.read_bytes) for file in sorted(folder.iterdir()))
-        for key, sample in samples_of(files).items():
-            rows.append((f"{folder.name}/{key}", sample.get("image", folder / f"{key}.jpg"), caption_of(sample, urls)))
-    return table_of_files(*zip(*rows, strict=True)) if rows else table_of_files([], [], [])
+        samples: dict[str, list[dict]] = {}
+        files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+        name = str(folder.relative_to(root))
+        add_samples(samples, ((file.name, f"{name}/{file.name}", file.read_bytes) for file in files))
+        yield from rows_of(root, name, folder.name, samples, urls)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
-from otclib.data.readers.files import need, table_of_files
+from otclib.data.readers.files import broken, json_of, need, row, table_of
 
 
 def read(root: Path, split: str, seed: int, *, captions: str = "first", labels: str | None = None) -> Dataset:
@@ -33,20 +34,46 @@ def read(root: Path, split: str, seed: int, *, captions: str = "first", labels: 
     file, instances = (root / "annotations" / f"{kind}_{split}2017.json" for kind in ("captions", "instances"))
     folder = root / f"{split}2017"
     need(f"'coco' {split!r}", file, folder, *([instances] if labels else []))
-    content = json.loads(file.read_bytes())
-    names = {image["id"]: image["file_name"] for image in content["images"]}
-    rows = content["annotations"]
-    if captions == "first":
-        rows = list({row["image_id"]: row for row in reversed(rows)}.values())[::-1]
-    largest = {}
-    if labels:
-        content = json.loads(instances.read_bytes())
+    content = json_of(file, "images", "annotations")
+    largest = _largest(instances) if labels else {}
+    place = f"annotations/{file.name}"
+
+    def rows() -> Iterator[dict]:
+        names: dict[Any, str] = {}
+        for entry, image in enumerate(content["images"]):
+            try:
+                id, name = image["id"], f"{folder.name}/{image['file_name']}"
+                if names.setdefault(id, name) != name:
+                    raise ValueError(f"image {id} is listed before")
+            except (KeyError, TypeError, ValueError) as error:
+                yield broken(root, f"image-{entry}", error, f"{place} image {entry}")
+        seen = set()
+        for entry, note in enumerate(content["annotations"]):
+            at = f"{place} annotation {entry}"
+            try:
+                image, caption = note["image_id"], note["caption"]
+                if captions == "first" and image in seen:
+                    continue
+                seen.add(image)
+                if image not in names:
+                    raise ValueError(f"image {image} is not listed")
+                id = image if captions == "first" else f"{image}-{note['id']}"
+            except (KeyError, TypeError, ValueError) as error:
+                yield broken(root, f"annotation-{entry}", error, at)
+            else:
+                yield row(root, id, names[image], caption, largest.get(image), place=at)
+
+    return table_of(rows())
+
+
+def _largest(instances: Path) -> dict[Any, str]:
+    """Return the category of the largest object of every image."""
+    content = json_of(instances, "annotations", "categories")
+    try:
         classes = {category["id"]: category["name"] for category in content["categories"]}
         objects = sorted((o for o in content["annotations"] if not o.get("iscrowd")), key=lambda o: o["area"])
-        largest = {o["image_id"]: classes[o["category_id"]] for o in objects}  # an image's last stays
-    return table_of_files(
-        (row["image_id"] if captions == "first" else f"{row['image_id']}-{row['id']}" for row in rows),
-        (folder / names[row["image_id"]] for row in rows),
-        (row["caption"] for row in rows),
-        (largest.get(row["image_id"]) for row in rows),
-    )
+        return {o["image_id"]: classes[o["category_id"]] for o in objects}  # an image's last stays
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{instances} has a malformed entry, without labels='largest' it is not read: {error!r}"
+        ) from None

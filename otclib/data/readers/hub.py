@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Image, Value, get_dataset_split_names, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 
-from otclib.data.readers.files import PAIRS
+from otclib.data.readers.checking import caption_problem
+from otclib.data.readers.files import ROWS
 
 
 def read(
@@ -50,26 +52,31 @@ def read(
     split = "validation" if split == "val" and "val" not in splits else split
     if (split if saved else re.split(r"[\[+]", split)[0]) not in splits:
         raise ValueError(f"{where} has the splits {', '.join(splits)}, not {split!r}")
-    table = saved[split] if saved else load_dataset(where, config, split=split, revision=revision)
+    try:
+        table = saved[split] if saved else load_dataset(where, config, split=split, revision=revision)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{where} cannot be read by datasets: {error.__cause__ or error}") from error
     asked = [column for column in (image_column, caption_column, label_column) if column is not None]
     if not set(asked) <= set(table.column_names):
         raise ValueError(f"{where} has the columns {', '.join(table.column_names)}; asked for {', '.join(asked)}")
     kind = table.features[image_column]
     if isinstance(kind, Value) and kind.dtype != "binary":
         raise ValueError(f"column {image_column!r} of {where} holds {kind.dtype}, asked for images")
-    captions = [caption[0] if isinstance(caption, list) and caption else caption for caption in table[caption_column]]
+    captions = [(caption or [None])[0] if isinstance(caption, list) else caption for caption in table[caption_column]]
     labels = table[label_column][:] if label_column else [None] * len(table)
     if label_column and isinstance(kind := table.features[label_column], ClassLabel):
         labels = [None if label in (None, -1) else kind.int2str(label) for label in labels]
     texts = {
         "id": [str(row) for row in range(len(table))],
-        "caption": [(caption or "").strip() for caption in captions],
+        "caption": [str(caption or "").strip() for caption in captions],
         "label": [None if label is None else str(label) for label in labels],
+        "place": [f"{split} row {row}" for row in range(len(table))],
+        "problem": [caption_problem(caption) or None for caption in captions],
     }
     table = table.select_columns(image_column).rename_columns({image_column: "image"}).cast_column("image", Image())
     for column, values in texts.items():
         table = table.add_column(column, values, feature=Value("string"))
-    return table.select_columns(list(PAIRS))
+    return table.select_columns(list(ROWS))
 
 
 def _saved(folder: Path) -> dict[str, Dataset]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset
 
-from otclib.data.readers.files import need, table_of_files
+from otclib.data.readers.files import broken, json_of, need, row, table_of
 
 
 def read(root: Path, split: str, seed: int, *, phrases: int = 1, split_seed: int = 0) -> Dataset:
@@ -32,11 +32,23 @@ def read(root: Path, split: str, seed: int, *, phrases: int = 1, split_seed: int
     file, folders = root / "region_descriptions.json", [root / "VG_100K", root / "VG_100K_2"]
     need(f"'visual-genome' {split!r}", file, *([] if folders[1].exists() else folders[:1]))
     second = set(os.listdir(folders[1])) if folders[1].exists() else set()
-    captions = {}
-    for image in json.loads(file.read_bytes()):
-        if (random.Random(f"split {split_seed} {image['id']}").random() < 0.05) == (split == "val"):
-            distinct = list(dict.fromkeys(text for r in image["regions"] if (text := r["phrase"].strip())))
-            drawn = random.Random(f"phrases {seed} {image['id']}").sample(distinct, min(phrases, len(distinct)))
-            captions[image["id"]] = ", ".join(drawn)
-    paths = (folders[f"{i}.jpg" in second] / f"{i}.jpg" for i in captions)
-    return table_of_files(captions, paths, captions.values())
+    content = json_of(file)
+
+    def rows() -> Iterator[dict]:
+        for entry, image in enumerate(content):
+            id, place = None, f"{file.name} entry {entry}"
+            try:
+                id = image["id"]
+                if (random.Random(f"split {split_seed} {id}").random() < 0.05) != (split == "val"):
+                    continue
+                texts = [region["phrase"].strip() for region in image["regions"] if region["phrase"] is not None]
+            except (AttributeError, KeyError, TypeError) as error:
+                if id is not None or split == "train":  # what has no id is in no split: it is counted once
+                    yield broken(root, f"entry-{entry}", error, place)
+                continue
+            distinct = list(dict.fromkeys(filter(None, texts)))
+            drawn = random.Random(f"phrases {seed} {id}").sample(distinct, min(phrases, len(distinct)))
+            path = f"{folders[f'{id}.jpg' in second].name}/{id}.jpg"
+            yield row(root, id, path, ", ".join(drawn), place=place)
+
+    return table_of(rows())
