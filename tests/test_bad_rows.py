@@ -110,10 +110,10 @@ def test_exactly_the_bad_rows_are_left_out(name, kinds, order, tmp_path_factory)
     "line, reason",
     [
         ("0.png,two,three", "its line is malformed: 3 fields where the header has 2"),
-        ("0.png", "its line is malformed: 1 fields where the header has 2"),
+        ("0.png", "its line is malformed: 1 field where the header has 2"),
         ('0.png,"never closed', "its line is malformed: "),
         ('0.png,"closed" too early', "its line is malformed: "),
-        ("0.png,caf\udce9", "its text is not Unicode"),
+        ("0.png,latin \udce9", "its text is not Unicode"),
         ("../0.png,climbs", "its path leaves the root: ../0.png"),
         ("a/../../0.png,climbs", "its path leaves the root: ../0.png"),
         ("a\0b.png,a zero byte", "its image is missing"),

@@ -70,7 +70,7 @@ class _Decoded(torch.utils.data.Dataset):
 
     def __getitems__(self, rows: list[int]) -> Tensor:
         found = self.images[rows]
-        cells = zip(found["image"], rows, found["id"])
+        cells = zip(found["image"], rows, found.get("id", rows))
         return torch.stack([self.resize(decoded(image, row, id)) for image, row, id in cells])
 
 

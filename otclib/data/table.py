@@ -88,11 +88,12 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def stored(pairs: Dataset) -> Dataset:
-    """Return the ids and images of a table, with each image as it is stored: ``{"bytes", "path"}``."""
-    return pairs.select_columns(["id", "image"]).cast_column("image", Image(decode=False))
+    """Return the images of a table as they are stored, ``{"bytes", "path"}``, with their ids if there are any."""
+    columns = [column for column in ("id", "image") if column in pairs.column_names]
+    return pairs.select_columns(columns).cast_column("image", Image(decode=False))
 
 
-def decoded(image: dict[str, Any], row: int, id: str) -> PIL.Image.Image:
+def decoded(image: dict[str, Any], row: int, id: str | None = None) -> PIL.Image.Image:
     """Return a stored image in RGB.
 
     Raises
@@ -157,5 +158,5 @@ def image_tensor(pairs: Dataset, resize: int | Resize) -> torch.Tensor:
     resize = Resize(resize) if isinstance(resize, int) else resize
     out = torch.empty(len(pairs), 3, resize.size, resize.size, dtype=torch.uint8)
     for k, row in enumerate(stored(pairs)):
-        out[k] = resize(decoded(row["image"], k, row["id"]))
+        out[k] = resize(decoded(row["image"], k, row.get("id")))
     return out

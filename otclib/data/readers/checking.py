@@ -230,8 +230,8 @@ def _stamp(place: str | None, stat: Callable[[str], os.stat_result]) -> str:
         return ""
     file = "/" + place.removeprefix(SCHEME).partition("/")[2] if place.startswith(SCHEME) else place
     about = stat(file)
-    if not S_ISREG(about.st_mode):
-        raise FileNotFoundError(f"{file} is not a file")
+    if not (S_ISREG(about.st_mode) and os.path.isabs(file)):  # a table of the hub may hold any path
+        raise FileNotFoundError(f"{file} is not the absolute path of a file")
     return f"{place}\0{about.st_size}\0{about.st_mtime_ns}"
 
 

@@ -61,7 +61,7 @@ def read(
     def rows() -> Iterator[dict]:
         for number, (line, fields, problem) in enumerate(itertools.islice(_records(lines, fitting), 1, None)):
             if not problem and len(fields) != len(header):
-                problem = f"{len(fields)} fields where the header has {len(header)}"
+                problem = f"{len(fields)} field{'s' * (len(fields) != 1)} where the header has {len(header)}"
             found = dict(zip(header, fields))
             path, label = found.get(image_column), found.get(label_column) if label_column else None
             path = os.path.join(folder, path) if path else ""
