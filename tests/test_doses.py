@@ -301,7 +301,7 @@ def test_records_of_several_sets_name_theirs(worlds, tmp_path):
         )
     )
     cell = worlds.cell("emoji", "least", "clip", 1)
-    config = {"defense": "clip", "options": {"epochs": 8}, "precision": "fp32", "machine": "one", "code": {}}
+    config = {"defense": "clip", "options": {"epochs": 8}, "precision": "bf16", "machine": "one", "code": {}}
     config |= {"attacks": [planting.spec(attack, attack.kind) for attack in worlds.planned(cell)]}
     config["attacks"][1] = config["attacks"][1].replace("{", '{"target": "cat", ', 1)
     found = {"defense": "clip", "seed": 1, "poison_auroc": 0.3, "poison_kept": 0.75, "clean_kept": 0.4}

@@ -98,6 +98,9 @@ def test_curves_of_what_was_measured():
         lambda: figures.grounding(GROUNDED),
         lambda: figures.by_epoch(RUNS, "asr", "ASR, %"),
         lambda: figures.comparison({"clip": LOG, "otcclip": LOG[:1]}),
+        lambda: figures.by_artist({"me": [IMAGE] * 3, "you": [IMAGE] * 3}, ["a", "b", "c"], "me", "by us"),
+        lambda: figures.contact_sheet([IMAGE] * 3, ["a", "b", "c"], source="by us"),
+        lambda: figures.worlds([row | {"dataset": "emoji", "attack": "least", "defense": "clip"} for row in LOG]),
         lambda: figures.two_curves({"one": ([10, 20], [3.0, 2.0]), "two": ([10, 20], [3.0, 2.0])}),
     ],
 )
