@@ -112,7 +112,7 @@ def test_no_file_and_a_wrong_value(tmp_path, monkeypatch):
     code, _, error = run("train", "--config", written(tmp_path, FEW | {"epochs": "many"}), "--out", "x")
     assert code == 2 and "--epochs" in error
     code, _, error = run("train", "--out", "x", "--attack", '{"rate": 1}')
-    assert code == 2 and "--attack needs a name" in error
+    assert code == 2 and "an attack needs a name" in error
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 

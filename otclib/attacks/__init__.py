@@ -13,7 +13,7 @@ it, so a manifest alone is enough to measure the attack later. ``trusted`` retur
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -49,6 +49,24 @@ def load(name: str, **options: Any) -> Attack:
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"attack {name!r} has no option {', '.join(unknown)}; it takes {', '.join(known)}")
     return kind(**options)
+
+
+def named(asked: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the name and the options of an attack that is given by its name, by both, or by both as JSON.
+
+    Raises
+    ------
+    ValueError : text that is not JSON, or options without a name.
+    """
+    if isinstance(asked, str) and asked.lstrip().startswith("{"):
+        try:
+            asked = json.loads(asked)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"an attack is a name or JSON, got {asked!r}: {error}") from None
+    out = {"name": asked} if isinstance(asked, str) else dict(asked)
+    if "name" not in out:
+        raise ValueError(f'an attack needs a name, as in {{"name": "badnets", "rate": 0.001}}, got {out}')
+    return out
 
 
 def plant(pairs: Dataset, attacks: Sequence[Attack], seed: int = 0) -> tuple[Dataset, Dataset]:
