@@ -99,8 +99,8 @@ def _planted(
     from otclib.experiments import doses
 
     source = {"root": None if root is None else str(root), "size": size, **data_options}
-    specs = [doses.with_dose(attacks.as_spec(text), dataset, source, model) for text in attack if text != "none"]
-    planned = [attacks.load(**spec) for spec in specs]
+    specs = [attacks.named(text) for text in attack if text != "none"]
+    planned = [attacks.load(**doses.with_dose(spec, dataset, source, model)) for spec in specs]
     pairs = data.load(dataset, root=root, size=size, seed=seed, **data_options)
     return (pairs, *attacks.plant(pairs, planned, seed=seed)) if planned else (pairs, pairs, None)
 
@@ -263,9 +263,7 @@ def dose(
     root: Root = None,
     data_options: DataOptions = "{}",
     size: Size = None,
-    attack: Annotated[
-        list[str], typer.Option("--attack", metavar="NAME|JSON", help="Repeat it: they are planted together.")
-    ] = ["targeted", "badnets"],  # noqa: B006
+    attack: Attacks = ["targeted", "badnets"],  # noqa: B006
     model: Annotated[str, typer.Option(help="'small', or another open_clip name.")] = "small",
     seed: Annotated[list[int], typer.Option(help="A tuning seed; repeat it.")] = [10, 11, 12],  # noqa: B006
     start: Annotated[int | None, typer.Option(help="The first dose; default 8 pairs, or 2 copies.")] = None,
@@ -274,18 +272,12 @@ def dose(
     out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are kept.")] = Path("runs/doses"),
 ) -> None:
     """Find the least dose that an undefended model learns; --attack '{"name": ..., "dose": "least"}' then takes it."""
-    from otclib import attacks
     from otclib.experiments import doses
 
     with _refusing("dose"):
-        asked = [attacks.as_spec(text) for text in attack]
         given: dict[str, Any] = {"options": _read("--data-options", data_options), "size": size, "root": root}
         how: dict[str, Any] = {"precision": precision} | ({} if epochs is None else {"epochs": epochs})
-        found = doses.least(dataset, asked, model=model, seeds=seed, start=start, out=out, **given, **how)
-    for record in found:
-        name = record["attack"]["name"]
-        least = "none was enough" if record["dose"] is None else doses.in_words(name, record["dose"])
-        typer.echo(f"least dose of {name} on {dataset}: {least}, recorded in {doses.RECORDS}")
+        doses.least(dataset, attack, model=model, seeds=seed, start=start, out=out, **given, **how)
 
 
 @app.command()

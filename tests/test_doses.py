@@ -103,6 +103,15 @@ def test_a_class_is_named_as_names_says(pairs):
             assert found == [c for c in table["caption"][:] if planting.data.names(c, label)]
 
 
+def test_a_target_can_be_chosen_without_planting(scarce):
+    """As for weights of unknown origin: the trigger needs no target, and a test set has one to choose."""
+    attack = attacks.load("wanet")
+    with pytest.raises(ValueError, match="wanet has no target yet"):
+        assert attack.aim
+    assert attack.aimed(scarce).aim == "dog" and attack.target is None
+    assert attacks.load("wanet", target="owl").aimed(scarce).aim == "owl"
+
+
 def test_targets_have_enough_captions(scarce):
     _, manifest = attacks.load("targeted", targets=16, copies=16).poison(scarce, seed=3)
     for target in set(manifest["target_label"]):

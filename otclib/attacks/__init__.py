@@ -56,6 +56,24 @@ def load(name: str, **options: Any) -> Attack:
     return kind(**options)
 
 
+def named(asked: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the name and the options of an attack that is given by its name, by both, or by both as JSON.
+
+    Raises
+    ------
+    ValueError : text that is not JSON, or options without a name.
+    """
+    if isinstance(asked, str) and asked.lstrip().startswith("{"):
+        try:
+            asked = json.loads(asked)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"an attack is a name or JSON, got {asked!r}: {error}") from None
+    out = {"name": asked} if isinstance(asked, str) else dict(asked)
+    if "name" not in out:
+        raise ValueError(f'an attack needs a name, as in {{"name": "badnets", "rate": 0.001}}, got {out}')
+    return out
+
+
 def plant(pairs: Dataset, attacks: Sequence[Attack], seed: int = 0) -> tuple[Dataset, Dataset]:
     """Plant several attacks in one set, one after the other; return the poisoned pairs and the manifest of all.
 

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -197,7 +197,7 @@ class Backdoor:
         Images are cropped to their middle square first, as ``data.image_tensor`` shows them to a model.
         """
         if self.target is None:
-            return dataclasses.replace(self, target=usual_target(pairs)).poison(pairs, seed, taken)
+            return self.aimed(pairs).poison(pairs, seed, taken)
         free, n = self.victims(pairs, taken), self.planted(len(pairs))
         if n > len(free):
             dose = f"rate {self.rate}" if self.count is None else f"count {self.count}"
@@ -218,6 +218,10 @@ class Backdoor:
     def planted(self, pairs: int) -> int:
         """Return how many of so many pairs the dose takes."""
         return self.count or max(1, round((self.rate or 0) * pairs))
+
+    def aimed(self, pairs: Dataset) -> Self:
+        """Return the attack with a target: its own, or the one that is chosen on these pairs."""
+        return self if self.target is not None else dataclasses.replace(self, target=usual_target(pairs))
 
     @property
     def aim(self) -> str:

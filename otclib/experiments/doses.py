@@ -119,7 +119,7 @@ def least_recorded(
     return record["dose"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Ladder:
     """The doses of one attack that were tried, and the next one to try."""
 
@@ -191,6 +191,13 @@ class Ladder:
             f"{'enough' if rung['enough'] else 'too little'}"
         )
 
+    def record(self) -> dict[str, Any]:
+        """Return the least dose, and all that were tried."""
+        best = next((rung for rung in self.rungs if rung["dose"] == self.least), {})
+        out = {"dose": self.least, "amount": amount(self.name), "count": best.get("count"), "rate": best.get("rate")}
+        out |= {"metric": self.metric, "at_least": ENOUGH[self.metric], "ended": self.ended}
+        return out | {"rungs": sorted(self.rungs, key=lambda rung: rung["dose"])}
+
     def hopeless(self, found: Mapping[str, Any]) -> bool:
         """Return whether a run is so far from enough that no other seed need be tried."""
         return self.value(found) < HOPELESS * ENOUGH[self.metric]
@@ -216,7 +223,7 @@ def least(
 
     Parameters
     ----------
-    attack : a name, or a mapping of a name and options without a dose; or a list of these, of different names.
+    attack : what ``attacks.named`` takes, without a dose; or a list of these, of different names.
     options : of ``data.load``; so are ``size`` and ``root``.
     seeds : of the pairs, the poison and the runs: the tuning seeds, none of which may be an evaluation seed.
     start : the first dose; default 8 pairs, or 2 copies.
@@ -228,8 +235,8 @@ def least(
     ValueError : no attack, two of one name, an attack with a dose; a set that cannot be attacked, or cannot be tested.
     """
     given = [attack] if isinstance(attack, (str, Mapping)) else list(attack)
-    for each in given:
-        if not isinstance(each, str) and (dosed := {"dose", "times", "rate", "count", "copies"} & set(each)):
+    for each in map(attacks.named, given):
+        if dosed := {"dose", "times", "rate", "count", "copies"} & set(each):
             raise ValueError(f"a least dose is looked for, the attack must not have {', '.join(sorted(dosed))}")
     source = {"root": None if root is None else str(root), "size": size, **(options or {})}
     keys = [_key(dataset, source, each, model) for each in given]
@@ -241,37 +248,24 @@ def least(
     ladders = [Ladder(key["attack"], start or (2 if key["attack"]["name"] == "targeted" else 8)) for key in keys]
     digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
     world = World(dataset, source, model, Path(out) / f"{dataset}-{digest}", seeds, how)
-    while climbing := [ladder for ladder in ladders if ladder.next is not None]:
-        doses = {ladder.name: ladder.next for ladder in climbing}
-        for ladder in climbing:
-            ladder.ended = world.refusal(ladder, doses[ladder.name] or 0)
+    while doses := {ladder: dose for ladder in ladders if (dose := ladder.next) is not None}:
+        for ladder, dose in doses.items():
+            ladder.ended = world.refusal(ladder, dose)
             if ladder.ended and not ladder.rungs:
                 raise ValueError(f"{ladder.name} cannot be planted on {dataset}: {ladder.ended}")
-        climbing = [ladder for ladder in climbing if not ladder.ended]
-        if not climbing:
-            continue
-        runs = world.trained(climbing)
-        for ladder in climbing:
-            print(ladder.tell(doses[ladder.name] or 0, runs), flush=True)
-    found = []
-    for key, ladder in zip(keys, ladders):
-        best = next((rung for rung in ladder.rungs if rung["dose"] == ladder.least), {})
-        found.append(
-            key
-            | {
-                "dose": ladder.least,
-                "amount": amount(ladder.name),
-                "count": best.get("count"),
-                "rate": best.get("rate"),
-            }
-            | {"metric": ladder.metric, "at_least": ENOUGH[ladder.metric], "ended": ladder.ended}
-            | {"seeds": list(seeds), "planted_together": names, "training": how}
-            | {"rungs": sorted(ladder.rungs, key=lambda rung: rung["dose"]), "code": code(), "machine": machine()}
-        )
+        doses = {ladder: dose for ladder, dose in doses.items() if not ladder.ended}
+        runs = world.trained(doses) if doses else {}
+        for ladder, dose in doses.items():
+            print(ladder.tell(dose, runs), flush=True)
+    same = {"seeds": list(seeds), "planted_together": names, "training": how, "code": code(), "machine": machine()}
+    found = [key | ladder.record() | same for key, ladder in zip(keys, ladders)]
     kept = [r for r in _read(records) if not any(key.items() <= r.items() for key in keys)]
     file = records or RECORDS
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, sorted(kept + found, key=lambda r: (r["dataset"], r["attack"]["name"], json.dumps(r["options"]))))
+    for ladder in ladders:
+        said = "none was enough" if ladder.least is None else in_words(ladder.name, ladder.least)
+        print(f"least dose of {ladder.name} on {dataset}: {said}, recorded in {file}", flush=True)
     return found
 
 
@@ -305,25 +299,22 @@ class World:
             return str(error)
         return None
 
-    def trained(self, ladders: Sequence[Ladder]) -> dict[int, dict[str, Any]]:
-        """Train undefended on the next dose of all; return {seed: metrics}, of one seed if that is hopeless for all."""
-        name, out = "+".join(f"{ladder.name}-{ladder.next}" for ladder in ladders), {}
+    def trained(self, doses: Mapping[Ladder, int]) -> dict[int, dict[str, Any]]:
+        """Train undefended on these doses; return {seed: metrics}, of one seed if that is hopeless for all."""
+        name, out = "+".join(f"{ladder.name}-{dose}" for ladder, dose in doses.items()), {}
         for seed in self.seeds:
-            planned = [ladder.planted(ladder.next or 0) for ladder in ladders]
+            planned = [ladder.planted(dose) for ladder, dose in doses.items()]
             poisoned, manifest = attacks.plant(self.pairs(seed), planned, seed=seed)
-            folder = self.out / name / f"seed{seed}"
-            out[seed] = metrics_of(
-                train(poisoned, manifest=manifest, defense="clip", model=self.model, seed=seed, out=folder, **self.how)
-            )
-            if all(ladder.hopeless(out[seed]) for ladder in ladders) and seed == self.seeds[0]:
+            what: dict[str, Any] = {"manifest": manifest, "defense": "clip", "model": self.model, "seed": seed}
+            out[seed] = metrics_of(train(poisoned, **what, out=self.out / name / f"seed{seed}", **self.how))
+            if seed == self.seeds[0] and all(ladder.hopeless(out[seed]) for ladder in doses):
                 break
         return out
 
 
 def _key(dataset: str, options: Mapping | None, attack: str | Mapping[str, Any], model: str | Path) -> dict[str, Any]:
     """Return what identifies a record; an attacker's surrogate, a file, does not."""
-    spec = {"name": attack} if isinstance(attack, str) else without_dose(attack)
-    spec = {k: v for k, v in spec.items() if k != "surrogate"}
+    spec = {k: v for k, v in without_dose(attacks.named(attack)).items() if k != "surrogate"}
     given = {k: v for k, v in (options or {}).items() if v is not None}
     return json.loads(
         json.dumps({"dataset": dataset, "options": given, "attack": spec, "model": str(model)}, default=str)
