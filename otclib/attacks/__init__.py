@@ -61,13 +61,15 @@ def named(asked: str | Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError : text that is not JSON, or options without a name.
+    ValueError : neither name nor options, text that is not JSON, or options without a name.
     """
     if isinstance(asked, str) and asked.lstrip().startswith("{"):
         try:
             asked = json.loads(asked)
         except json.JSONDecodeError as error:
             raise ValueError(f"an attack is a name or JSON, got {asked!r}: {error}") from None
+    if not isinstance(asked, str | Mapping):
+        raise ValueError(f"an attack is an object of otclib.attacks, its name, or its options, got {asked!r}")
     out = {"name": asked} if isinstance(asked, str) else dict(asked)
     if "name" not in out:
         raise ValueError(f'an attack needs a name, as in {{"name": "badnets", "rate": 0.001}}, got {out}')
@@ -129,20 +131,4 @@ def read(asked: Any) -> Dataset | list[Attack]:
 
 def as_attack(asked: Any) -> Attack:
     """Return an attack that is given as itself, by its name, or by name and options; raises as ``read`` does."""
-    return asked if isinstance(asked, Attack) else load(**as_spec(asked))
-
-
-def as_spec(asked: Any) -> dict[str, Any]:
-    """Return the name and the options of an attack that is given by its name, as a mapping, or as JSON."""
-    if isinstance(asked, str) and asked.lstrip().startswith("{"):
-        try:
-            asked = json.loads(asked)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"an attack is a name or JSON, got {asked!r}: {error}") from None
-    if isinstance(asked, str):
-        return {"name": asked}
-    if not isinstance(asked, Mapping):
-        raise ValueError(f"an attack is an object of otclib.attacks, its name, or its options, got {asked!r}")
-    if "name" not in asked:
-        raise ValueError(f'an attack needs a name, as in {{"name": "badnets", "rate": 0.001}}, got {dict(asked)}')
-    return dict(asked)
+    return asked if isinstance(asked, Attack) else load(**named(asked))

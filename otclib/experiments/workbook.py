@@ -31,7 +31,7 @@ def poisoned(
     ``attack`` : names, or names with options and a dose, as ``{"name": "badnets", "dose": "least"}``.
     """
     pairs = data.load(dataset, root=root, seed=seed, size=size)
-    specs = [doses.with_dose(attacks.as_spec(each), dataset, {"root": root, "size": size}) for each in attack]
+    specs = [doses.with_dose(attacks.named(each), dataset, {"root": root, "size": size}) for each in attack]
     return pairs, *attacks.plant(pairs, [attacks.load(**spec) for spec in specs], seed=seed)
 
 
