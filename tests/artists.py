@@ -23,7 +23,7 @@ THINGS = (  # name, code, keywords, group
     ("cow", "1F404", ["cattle", "animal", "moo"], 3),
     ("ant", "1F41C", ["insect", "animal"], 3),
     ("jeans", "1F456", ["trousers", "clothing"], 7),
-    ("rocket", "1F680", ["space", "launch"], 5),
+    ("rocket", "1F680", ["space", "launch", "3-2-1"], 5),
     ("grinning face", "1F600", ["smile", "happy"], 0),
     ("bus", "1F68C", ["coach", "vehicle"], 5),
     ("orca", "1FACD", ["whale"], 3),  # the last two are not drawn by all

@@ -13,6 +13,7 @@ from PIL import Image
 import otclib
 from otclib.data import emoji, grammar, parallel
 from otclib.data.emoji import colours, scenes, sources, things
+from otclib.explorer import Explorer
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,7 @@ def test_a_synonym_names_few_things_and_no_other_thing(root):
     by_name = {thing.name: thing for thing in things.things(root)}
     assert by_name["cat"].synonyms == ("kitty",), "'animal' is of many things, 'dog' is another one"
     assert by_name["cat"].keywords == ("kitty", "animal", "dog")
+    assert by_name["rocket"].keywords == ("space", "launch"), "what has no letter is no word"
 
 
 def test_an_alias_and_a_drawing_that_is_no_square(root):
@@ -246,6 +248,8 @@ def test_a_run_is_evaluated_on_its_own_world(root, tmp_path, monkeypatch):
         found
     )
     assert 0 < found["mass_chance"] < 0.4
+    explorer = Explorer(run, pairs)
+    assert explorer.figure(explorer.choices()[0][1]).axes
 
 
 def test_the_number_of_cores_is_what_this_process_may_use(monkeypatch):

@@ -16,7 +16,7 @@ from datasets import Dataset
 from otclib.data.cache import cache_dir, kept
 from otclib.data.emoji.sources import ARTISTS, WORDS, content
 
-VERSION = 1  # part of the cache's name: raise it when other packages or rules give other things
+VERSION = 2  # part of the cache's name: raise it when other packages or rules give other things
 GROUPS = {  # emojibase's numbers; 1 is people, 2 parts such as hair, 9 flags
     0: "smileys",
     3: "animals and nature",
@@ -81,7 +81,8 @@ def _read(root: str | Path | None) -> Iterator[Named]:
         guesses = [_slug(entry["label"]), *filter(None, found.values())]
         found["emojione"] = next((name for name in guesses if name in drawn["emojione"]), None)
         own = {artist: icon for artist, icon in found.items() if icon is not None and icon in drawn[artist]}
-        keywords = tuple(tag for tag in entry.get("tags", ()) if tag.lower() != entry["label"].lower())
+        tags = [tag for tag in entry.get("tags", ()) if any(map(str.isalpha, tag))]  # "&" is no word
+        keywords = tuple(tag for tag in tags if tag.lower() != entry["label"].lower())
         synonyms = tuple(k for k in keywords if used[k] <= RARE and k not in names and re.fullmatch("[a-z]{3,}", k))
         yield Named(code, entry["label"], keywords, synonyms, entry["group"], own)
 
