@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,22 +84,15 @@ def _merged(context: typer.Context, name: str, text: str) -> dict:
 
 
 def _planted(
-    dataset: str,
-    root: Path | None,
-    size: int | None,
-    seed: int,
-    data_options: dict,
-    attack: list[str],
-    model: str = "small",
+    dataset: str, attack: list[str], seed: int, model: str = "small", **source: Any
 ) -> tuple[Dataset, Dataset, Dataset | None]:
     """The pairs, the same with the attacks planted, and the manifest (None: nothing was planted)."""
     from otclib import attacks, data
     from otclib.experiments import doses
 
-    source = {"root": None if root is None else str(root), "size": size, **data_options}
-    specs = [attacks.named(text) for text in attack if text != "none"]
-    planned = [attacks.load(**doses.with_dose(spec, dataset, source, model)) for spec in specs]
-    pairs = data.load(dataset, root=root, size=size, seed=seed, **data_options)
+    specs = [doses.with_dose(attacks.named(text), dataset, source, model) for text in attack if text != "none"]
+    planned = [attacks.load(**spec) for spec in specs]
+    pairs = data.load(dataset, seed=seed, **source)
     return (pairs, *attacks.plant(pairs, planned, seed=seed)) if planned else (pairs, pairs, None)
 
 
@@ -162,10 +153,8 @@ def train(
         if repeated := {"epochs", "lr"} & set(own):
             raise ValueError(f"--options must not repeat --{', --'.join(sorted(repeated))}")
         given = _merged(context, "data_options", data_options)
-        poison_of = (
-            models.name_of(model) if defenses.repairs(defense) else model
-        )  # a repair's model was poisoned before
-        pairs, poisoned, manifest = _planted(dataset, root, size, seed, given, attack, poison_of)
+        poison_of = models.name_of(model) if defenses.repairs(defense) else model  # a repair's was poisoned before
+        pairs, poisoned, manifest = _planted(dataset, attack, seed, poison_of, root=root, size=size, **given)
         if defenses.repairs(defense):  # it repairs a model, on pairs that no attack touched
             poisoned = attacks.trusted(pairs, manifest, repair_size, seed)
         what: dict[str, Any] = {"manifest": manifest, "defense": defense, "model": model, "seed": seed}
@@ -231,7 +220,8 @@ def poison(
 
     with _refusing("poison"):
         attacks.check_export(out, form, shards)
-        _, pairs, manifest = _planted(dataset, root, size, seed, _read("--data-options", data_options), attack)
+        source = {"root": root, "size": size, **_read("--data-options", data_options)}
+        _, pairs, manifest = _planted(dataset, attack, seed, **source)
         if manifest is None:
             raise ValueError("poison needs at least one --attack, got none")
         typer.echo(attacks.export(pairs, manifest, out, form=form, shards=shards, seed=seed))
@@ -243,18 +233,10 @@ def shard(
     name: Annotated[str, typer.Argument(help="The number of the shard, such as 00000.")],
 ) -> None:
     """Stream a shard of a poisoned set to the standard output as a tar, for webdataset and open_clip."""
-    from otclib.shard import stream
+    from otclib.shard import to_stdout
 
-    to = sys.stdout.buffer
     with _refusing("shard"):
-        if to.isatty():
-            raise ValueError(f"a tar is no text for a terminal: write > {name}.tar behind the command, or pipe it")
-        try:
-            stream(folder, name, to)
-            to.flush()
-        except BrokenPipeError:  # whoever reads has enough, and webdataset expects this exit code then
-            os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
-            raise typer.Exit(128 + signal.SIGPIPE) from None
+        raise typer.Exit(to_stdout(folder, name))
 
 
 @app.command()
@@ -299,23 +281,12 @@ def explore(
     seed: int = 0,
 ) -> None:
     """Write the transport plans of some pairs as one page with sliders, which needs no kernel and no network."""
-    from datasets import Dataset, concatenate_datasets
-
     from otclib import data
     from otclib.explorer import Explorer
 
     with _refusing("explore"):
         pairs = data.load(dataset, root=root, size=600, seed=seed, **_read("--data-options", data_options))
-        pairs = pairs.select_columns(["id", "image", "caption"])
-        file = next((run / "manifest.parquet" for run in runs if (run / "manifest.parquet").exists()), None)
-        manifest = Dataset.from_parquet(str(file)) if file else None
-        if manifest is not None:
-            planted = manifest.select_columns(["id", "image", "poison_caption"]).rename_column(
-                "poison_caption", "caption"
-            )
-            pairs = concatenate_datasets([planted.cast(pairs.features), pairs])
-        explorer = Explorer({run.name: run for run in runs}, pairs, manifest=manifest)
-        typer.echo(explorer.save_html(out))
+        typer.echo(Explorer.of_runs(runs, pairs).save_html(out))
 
 
 @app.command()

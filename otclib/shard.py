@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +90,23 @@ def _recoded(image: bytes) -> bytes:
     out = io.BytesIO()
     Image.open(io.BytesIO(image)).convert("RGB").save(out, "PNG")
     return out.getvalue()
+
+
+def to_stdout(folder: str | Path, name: str) -> int:
+    """Write a shard to the standard output; return the exit code, which says whether its reader closed the pipe.
+
+    Raises
+    ------
+    ValueError : the standard output is a terminal.
+    FileNotFoundError : as ``stream``.
+    """
+    to = sys.stdout.buffer
+    if to.isatty():
+        raise ValueError(f"a tar is no text for a terminal: write > {name}.tar behind the command, or pipe it")
+    try:
+        stream(folder, name, to)
+        to.flush()
+    except BrokenPipeError:  # whoever reads has enough, and webdataset expects this exit code then
+        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
+        return 128 + signal.SIGPIPE
+    return 0

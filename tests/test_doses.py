@@ -104,11 +104,12 @@ def test_a_class_is_named_as_names_says(pairs):
 
 
 def test_a_target_can_be_chosen_without_planting(scarce):
-    """As for weights of unknown origin: the trigger needs no target, and a test set has one to choose."""
+    """As for weights of unknown origin: without pairs it is the usual one."""
     attack = attacks.load("wanet")
     with pytest.raises(ValueError, match="wanet has no target yet"):
         assert attack.aim
     assert attack.aimed(scarce).aim == "dog" and attack.target is None
+    assert [one.target for one in attacks.read(["wanet", {"name": "sig", "target": "owl"}])] == ["umbrella", "owl"]
     assert attacks.load("wanet", target="owl").aimed(scarce).aim == "owl"
 
 

@@ -116,9 +116,10 @@ def test_open_clip_reads_any_caption_from_the_csv(tmp_path):
         "1.50",
         "#1",
         "é 字",
+        "a red umbrella",
     ]
-    rows = {"id": [f"a/{k} x" for k in range(11)], "caption": [*captions, "an umbrella"], "label": [None] * 11}
-    files = [tmp_path / f"{k} ü.png" for k in range(11)]
+    rows = {"id": [f"a/{k} x" for k in range(12)], "caption": [*captions, "an umbrella"], "label": [None] * 12}
+    files = [tmp_path / f"{k} ü.png" for k in range(12)]
     for k, file in enumerate(files):
         file.write_bytes(copies.image_bytes(k))
     table = Dataset.from_dict(rows | {"image": list(map(str, files))}).cast_column("image", ImageColumn())
@@ -134,7 +135,7 @@ def test_open_clip_reads_any_caption_from_the_csv(tmp_path):
         "\t",
         lambda texts: seen.append(texts[0]) or [0],
     )
-    images = [read[k][0] for k in range(11)]
+    images = [read[k][0] for k in range(12)]
     assert [text.split() for text in seen] == [caption.split() for caption in poisoned["caption"]]
     clean = [k for k, id in enumerate(poisoned["id"]) if id not in set(manifest["id"])]
     assert [int(images[k][0, 0, 0]) for k in clean] == [int(poisoned["id"][k].split("/")[1].split()[0]) for k in clean]
@@ -269,7 +270,7 @@ def test_the_command_writes_every_form(tmp_path):
     for form in ("datasets", "csv", "webdataset"):
         words = ["poison", "--out", tmp_path / form, "--size", 60, "--attack", "badnets", "--format", form]
         done = CliRunner().invoke(app, [str(word) for word in words])
-        assert done.exit_code == 0 and done.stdout.startswith("60 pairs, 1 of them planted: "), done.stderr
+        assert done.exit_code == 0 and done.stdout.startswith("60 pairs, 1 of them planted (1.67 %): "), done.stderr
     assert len(load_from_disk(str(tmp_path / "datasets" / "pairs"))) == 60
     assert done.stdout.endswith(
         f"--train-num-samples 60 --train-data 'pipe:otclib shard {tmp_path}/webdataset {{00000..00007}}'\n"

@@ -30,6 +30,7 @@ from otclib.attacks.exporting import export as export
 from otclib.attacks.label_consistent import LabelConsistent
 from otclib.attacks.planting import MANIFEST as MANIFEST
 from otclib.attacks.planting import Attack as Attack
+from otclib.attacks.planting import Backdoor
 from otclib.attacks.planting import Triggered as Triggered
 from otclib.attacks.planting import trusted as trusted
 from otclib.attacks.sig import SIG
@@ -108,7 +109,8 @@ def read(asked: Any) -> Dataset | list[Attack]:
     Parameters
     ----------
     asked : an attack; its name; its name and options as a mapping or as JSON, ``{"name": "badnets", "patch": 0.25}``; a
-        list of these; or a manifest, as a table or as the path of its parquet file.
+        list of these; or a manifest, as a table or as the path of its parquet file. Without pairs on which to choose a
+        target, an attack that names none has ``targets.USUAL``.
 
     Raises
     ------
@@ -126,7 +128,8 @@ def read(asked: Any) -> Dataset | list[Attack]:
     each = list(asked) if isinstance(asked, (list, tuple)) else [asked]
     if not each:
         raise ValueError("at least one attack is needed, got none")
-    return [as_attack(one) for one in each]
+    found = [as_attack(one) for one in each]
+    return [one.aimed() if isinstance(one, Backdoor) else one for one in found]
 
 
 def as_attack(asked: Any) -> Attack:

@@ -64,7 +64,8 @@ class Exported:
     command: list[str] = field(default_factory=list)  # how open_clip reads the set
 
     def __str__(self) -> str:
-        lines = [f"{self.pairs:,} pairs, {self.planted} of them planted: {self.folder}"]
+        share = 100 * self.planted / self.pairs
+        lines = [f"{self.pairs:,} pairs, {self.planted} of them planted ({share:.2f} %): {self.folder}"]
         if self.copied:
             lines.append(
                 f"{self.copied:,} clean images have no file of their own and were copied to {self.folder}/images"

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from otclib import data
-from otclib.attacks.targets import captions_of, usual_target
+from otclib.attacks.targets import USUAL, captions_of, usual_target
 
 MANIFEST = Features(
     {
@@ -219,9 +219,11 @@ class Backdoor:
         """Return how many of so many pairs the dose takes."""
         return self.count or max(1, round((self.rate or 0) * pairs))
 
-    def aimed(self, pairs: Dataset) -> Self:
-        """Return the attack with a target: its own, or the one that is chosen on these pairs."""
-        return self if self.target is not None else dataclasses.replace(self, target=usual_target(pairs))
+    def aimed(self, pairs: Dataset | None = None) -> Self:
+        """Return the attack with a target: its own, or one chosen on these pairs (without pairs: ``targets.USUAL``)."""
+        if self.target is not None:
+            return self
+        return dataclasses.replace(self, target=USUAL if pairs is None else usual_target(pairs))
 
     @property
     def aim(self) -> str:

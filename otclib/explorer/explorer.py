@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -90,6 +90,18 @@ class Explorer:
         self._to_pool: OrderedDict[tuple, dict[str, list[float]]] = OrderedDict()
 
     # -- one view ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Path], pairs: Dataset) -> Explorer:
+        """Return an explorer of run folders or weights, on what was planted in the first poisoned run and ``pairs``."""
+        pairs = pairs.select_columns(["id", "image", "caption"])
+        file = next((run / "manifest.parquet" for run in runs if (run / "manifest.parquet").exists()), None)
+        manifest = Dataset.from_parquet(str(file)) if file else None
+        if manifest is not None:
+            planted = manifest.select_columns(["id", "image", "poison_caption"])
+            planted = planted.rename_column("poison_caption", "caption").cast(pairs.features)
+            pairs = concatenate_datasets([planted, pairs])
+        return cls({run.name: run for run in runs}, pairs, manifest=manifest)
 
     def view(
         self,
