@@ -41,7 +41,11 @@ def begin(trainer: Trainer, method: Defense) -> Epoch:
     trainer.caption_of = trainer.ranks.same(trainer.caption_of)
     used = int((trainer.caption_of != LEFT_OUT).sum())
     if used < 2:
-        raise RuntimeError(f"{method.LOOK.label} left {used} pairs to train on in epoch {trainer.epoch + 1}")
+        raise RuntimeError(
+            f"{method.LOOK.label} left {used} of {len(trainer.caption_of)} pairs to train on in epoch "
+            f"{trainer.epoch + 1}: so far the model cannot tell them apart. More pairs, or more epochs before the first "
+            f"matching, help; defense='clip' leaves none out"
+        )
     line["seconds_matching"] = time.perf_counter() - start
     order = torch.randperm(len(trainer.caption_of), generator=trainer.rng)
     return Epoch(line, order, seconds=line["seconds_matching"], core_seconds=time.process_time() - core)
