@@ -43,8 +43,8 @@ def begin(trainer: Trainer, method: Defense) -> Epoch:
     if used < 2:
         raise RuntimeError(
             f"{method.LOOK.label} left {used} of {len(trainer.caption_of)} pairs to train on in epoch "
-            f"{trainer.epoch + 1}: so far the model cannot tell them apart. More pairs, or more epochs before the first "
-            f"matching, help; defense='clip' leaves none out"
+            f"{trainer.epoch + 1}: so far the model cannot tell them apart. More pairs help, or more epochs before the "
+            f"first matching; defense='clip' leaves none out"
         )
     line["seconds_matching"] = time.perf_counter() - start
     order = torch.randperm(len(trainer.caption_of), generator=trainer.rng)
