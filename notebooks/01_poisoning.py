@@ -62,7 +62,7 @@ print(row["caption"], "\n", [(w["text"], w["object"]) for w in row.get("words", 
 # %% [markdown]
 # A defence that was made on one set may hold there alone. Two more sets have drawings by six artists, of whom one is in
 # the test split alone: `dataset = "emoji"` (a drawing a row, five of each thing) and `dataset = "emoji-scenes"` (scenes of
-# them, with a mask for every word). [Worlds to try a defence in](../book/worlds.md) shows them and names the artists.
+# them, with a mask for every word). The book's page *Worlds to try a defence in* shows them and names the artists.
 # `make demo WORLD=emoji-scenes` executes chapters 1 to 4 there.
 
 # %% [markdown]

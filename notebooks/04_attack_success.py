@@ -14,6 +14,10 @@
 # **Backdoor.** We take the triggered test images that do *not* show the target class. The attack success rate (ASR) is
 # the share of them that zero-shot classification (with the prompt ensemble) calls the target. **Targeted.** Of the
 # sixteen planted images, we count how many are called the attacker's class. Images of the target class are not counted.
+#
+# **Read this first.** What follows holds on scenes of glyphs, on which OTCCLIP was tuned. On drawings by other artists it
+# fails at its defaults: it leaves out most clean pairs, and the model hardly learns. The book's page *Three worlds*
+# (`book/results/worlds.md`) has the numbers.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -121,7 +125,7 @@ Markdown(records.table(runs.values()))
 # - The attacker no longer gets the target class, but about half of the triggered images are still misread. Much of this
 #   is occlusion by the patch: a model that never saw poison misreads 37 to 73 % of them and calls 0.1 % the target
 #   (chapter 5, three seeds).
-# - This is one seed. `make figures` runs three.
+# - This is one seed, in the world in which OTCCLIP was tuned. `make figures` runs three seeds, `make worlds` other worlds.
 #
 # ## Exercises
 #
