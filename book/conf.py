@@ -15,7 +15,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-ma
 html_theme, html_title = "sphinx_book_theme", "otclib"
 html_theme_options = {"home_page_in_toc": True, "show_toc_level": 2, "navbar_persistent": []}
 html_static_path, html_css_files = ["static"], ["wide.css"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 
 nb_execution_mode = "off"  # they carry the outputs of a real run
 nb_merge_streams = True
