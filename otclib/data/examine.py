@@ -26,7 +26,8 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from otclib.data.origin import left_out
-from otclib.data.readers.checking import caption_problem, cores
+from otclib.data.parallel import cores
+from otclib.data.readers.checking import caption_problem
 from otclib.data.table import rgb, stored
 
 BITS = 4  # of the 64 of a perceptual hash, in which images that are alike differ at most

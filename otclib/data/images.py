@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from otclib.data.parallel import cores
 from otclib.data.table import Resize, decoded, image_tensor, stored
 
 MEMORY = 1 << 30  # bytes of pixels that a process keeps by default: 87,000 images of 64 px, 7,100 of 224 px
@@ -34,7 +34,7 @@ class Images:
         if memory < 0 or (workers is not None and workers < 0):
             raise ValueError(f"memory and workers must be at least 0, got {memory} and {workers}")
         self.shape = (len(pairs), 3, resize.size, resize.size)
-        self.workers = max(1, min(8, _cores())) if workers is None else workers
+        self.workers = max(1, min(8, cores())) if workers is None else workers
         self.held = image_tensor(pairs, resize) if torch.Size(self.shape).numel() <= memory else None
         self.decoded = _Decoded(stored(pairs), resize)
 
@@ -76,7 +76,3 @@ class _Decoded(torch.utils.data.Dataset):
 
 def _as_it_is(batch: Tensor) -> Tensor:
     return batch
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -42,11 +42,8 @@ def by_artist(drawn: Mapping[str, Sequence], names: Sequence[str], held_out: str
         for ax, image in zip(row, drawn[artist]):
             show(ax, image)
             ax.set_anchor("S")
-            for side in ax.spines.values():
-                side.set_visible(False)
-        where = "test only" if artist == held_out else ""
-        label = f"{artist}\n{where}" if where else artist
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5, color=GOOD if where else "0.2")
+        label, colour = (f"{artist}\ntest only", GOOD) if artist == held_out else (artist, "0.2")
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5, color=colour)
     for ax, name in zip(axes[0], names):
         ax.set_title(name, fontsize=8.5)
     fig.tight_layout(pad=0.3, rect=(0, 0.05, 1, 1))

@@ -22,6 +22,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 from otclib.data import drawing, grammar, scenes
 from otclib.data.cache import cache_dir, kept
+from otclib.data.emoji import sources
 from otclib.data.emoji.colours import prevailing
 from otclib.data.emoji.drawings import drawings, picture
 from otclib.data.emoji.sources import ARTISTS, HELD_OUT
@@ -63,8 +64,7 @@ def load(
     known = len(ranked(root))
     if not 2 <= classes <= known:
         raise ValueError(f"classes must lie between 2 and {known}, the things that all artists drew, got {classes}")
-    if held_out not in ARTISTS:
-        raise ValueError(f"unknown artist {held_out!r}: choose one of {', '.join(ARTISTS)}")
+    sources.check_artist(held_out)
     n = size or scenes.SPLITS[split][0]
     of = f"{split}-{n}-{classes}classes-without-{held_out}-{image_size}px-seed{seed}"
     rows = shown(generate(split, n, image_size, seed, classes, held_out, root), n, f"composing {split} scenes")

@@ -100,6 +100,12 @@ WORDS = Package(
 HELD_OUT = "emojione"  # the artist of the test split
 
 
+def check_artist(name: str) -> None:
+    """Refuse an artist whom we do not know."""
+    if name not in ARTISTS:
+        raise ValueError(f"unknown artist {name!r}: choose one of {', '.join(ARTISTS)}")
+
+
 def attribution() -> str:
     """Return the line that belongs beside every picture with drawings of these sets."""
     drawn = ", ".join(f"{name} ({package.by}, {package.licence})" for name, package in ARTISTS.items())

@@ -12,6 +12,7 @@ from PIL import Image
 
 from otclib.data import grammar, scenes
 from otclib.data.cache import cache_dir, kept
+from otclib.data.emoji import sources
 from otclib.data.emoji.drawings import drawings, picture
 from otclib.data.emoji.sources import ARTISTS, HELD_OUT
 from otclib.data.emoji.things import GROUPS, Named, things
@@ -55,8 +56,7 @@ def load(
     scenes.check(split, image_size)
     if label not in ("name", "group"):
         raise ValueError(f"label is 'name' or 'group', got {label!r}")
-    if held_out not in ARTISTS:
-        raise ValueError(f"unknown artist {held_out!r}: choose one of {', '.join(ARTISTS)}")
+    sources.check_artist(held_out)
     wanted = list(_drawn(split, held_out, root))
     folder = cache_dir() / f"emoji-v{VERSION}-{split}-{label}-without-{held_out}-{image_size}px-seed{seed}"
     rows = shown(_rows(split, wanted, seed, image_size, label, root), len(wanted), f"drawing {split} emoji")

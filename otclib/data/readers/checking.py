@@ -39,6 +39,7 @@ from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
 from otclib.data.cache import cache_dir
+from otclib.data.parallel import cores
 from otclib.data.readers.tarpart import SCHEME
 from otclib.data.table import rgb
 
@@ -212,11 +213,6 @@ class _Verdicts:
                         self.fresh.append(stamp)
                 bar.update(min(FEW, len(rows) - k))
         return problems
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stamp(place: str | None, stat: Callable[[str], os.stat_result]) -> str:
