@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from otclib import figures
+from otclib import figures, metrics
 from otclib.experiments import pages, tables
 from otclib.experiments.claims import claims
 from otclib.runs import seconds_until_safe
@@ -97,3 +98,25 @@ def test_the_dose_table_by_hand():
     records = [run | {"attack_success_rate": rate, "targets_hit": hits} for rate, hits in ((0.5, 14), (0.7, 16))]
     line = tables.dose_table(records).splitlines()[2]
     assert line.split(" | ") == ["| 60", "0.50", "60.0 (50.0 to 70.0)", "16", "15.0 (14 to 16)", "| 2 |"], line
+
+
+def test_paired_differences_by_hand():
+    mean, low, high = metrics.paired([0.9, 0.8, 0.7], [0.8, 0.7, 0.5])
+    half = 4.302653 * 0.0577350 / 3**0.5  # Student's t with two degrees of freedom, 97.5 %
+    assert [mean, low, high] == pytest.approx([0.1333333, 0.1333333 - half, 0.1333333 + half], abs=1e-6)
+    assert metrics.paired([0.9], [0.4]) == (pytest.approx(0.5), -np.inf, np.inf), "one seed says nothing of the spread"
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        metrics.paired([1.0], [1.0, 2.0])
+
+
+def test_differences_are_of_the_same_seeds():
+    def run(defense, seed, **found):
+        return {"dataset": "emoji", "attack": "least", "defense": defense, "seed": seed} | found
+
+    ours = [run("otcclip", k, zero_shot_top1=v, targets_hit=1) for k, v in ((2, 0.3), (0, 0.1), (1, 0.2), (7, 0.9))]
+    theirs = [run("clip", k, zero_shot_top1=v) for k, v in ((0, 0.2), (1, 0.3), (2, 0.4))]
+    keys = ("zero_shot_top1", "targets_hit")
+    row = tables.differences_table([*ours, *theirs], "otcclip", "clip", keys).splitlines()[2]
+    assert row == "| emoji | least | -10.0 [-10.0, -10.0] | | 3 |", "by seed and not by place; 7 has no partner"
+    assert tables.differences_table(ours, "otcclip", "clip", keys) == ""
+    assert "minus" not in tables.worlds_table([r | {"rate": 0.0} for r in ours])

@@ -6,6 +6,7 @@ are context and not a comparison.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +57,15 @@ WORLDS = (
     "poison_kept",
     "clean_kept",
     "poison_auroc",
+)
+DIFFERENCES = (
+    "zero_shot_top1",
+    "attack_success_rate",
+    "targets_hit",
+    "linear_probe/digits",
+    "linear_probe/letters",
+    "image_to_text_recall_at_1",
+    "plan_pointing_accuracy",
 )
 
 
@@ -122,7 +132,40 @@ def worlds_table(records: list[dict]) -> str:
                     dose = planted(runs) if any(r["rate"] for r in runs) else ""
                     rows.append([dataset, attack, dose, look(defense).label, *cells, len(runs)])
     heads = ["data set", "dose", "planted", "system", *(metric.title for metric in found), "seeds"]
-    return f"{markdown(rows, heads, left=4)}\n\nMade by {made_by(records)}."
+    parts = [markdown(rows, heads, left=4)]
+    if beside := differences_table(records, "otcclip", "clip", DIFFERENCES):
+        said = "OTCCLIP minus undefended CLIP on the same seeds: mean difference, and its 95 % interval by Student's t"
+        parts += [f"{said} (shares in points).", beside]
+    return "\n\n".join([*parts, f"Made by {made_by(records)}."])
+
+
+def differences_table(records: list[dict], defense: str, other: str, keys: Sequence[str]) -> str:
+    """Return a Markdown table of one system minus another on the same seeds, for each data set and attack.
+
+    A cell is the mean difference with its interval (``metrics.paired``). A seed that only one of them has is left out,
+    and without a common seed the table is empty text.
+    """
+    found, rows = [metrics.of(key) for key in keys], []
+    for dataset in order(records, "dataset"):
+        for attack in order(records, "attack"):
+            where = {"dataset": dataset, "attack": attack}
+            ours, theirs = ({r["seed"]: r for r in select(records, defense=name, **where)} for name in (defense, other))
+            seeds = sorted(set(ours) & set(theirs))
+            if seeds:
+                cells = [_difference(m, [ours[k] for k in seeds], [theirs[k] for k in seeds]) for m in found]
+                rows.append([dataset, attack, *cells, len(seeds)])
+    heads = ["data set", "dose", *(metric.label for metric in found), "seeds"]
+    return markdown(rows, heads, left=2) if rows else ""
+
+
+def _difference(metric: metrics.Metric, ours: list[dict], theirs: list[dict]) -> str:
+    """Return the mean difference of a metric with its interval, as text; empty if it was not measured."""
+    pairs = zip(ours, theirs, strict=True)
+    both = [(x[metric.key], y[metric.key]) for x, y in pairs if metric.key in x and metric.key in y]
+    if not both:
+        return ""
+    mean, low, high = (metric.factor * value for value in metrics.paired(*zip(*both, strict=True)))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if len(both) > 1 else f"{mean:+.1f}"
 
 
 def triggered_table(records: list[dict]) -> str:
