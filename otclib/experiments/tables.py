@@ -164,7 +164,7 @@ def _difference(metric: metrics.Metric, ours: list[dict], theirs: list[dict]) ->
     both = [(x[metric.key], y[metric.key]) for x, y in pairs if metric.key in x and metric.key in y]
     if not both:
         return ""
-    mean, low, high = (metric.factor * value for value in metrics.paired(*zip(*both, strict=True)))
+    mean, low, high = (metric.factor * v for v in metrics.paired([x for x, _ in both], [y for _, y in both]))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if len(both) > 1 else f"{mean:+.1f}"
 
 
