@@ -83,7 +83,7 @@ ablation: .venv/.batch  # OTCCLIP with one part missing or changed at a time, th
 dose: .venv/.batch  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
 	$(GRID) workflow/dose.yaml && $(BIN)/python -m otclib.experiments.demo --only 01_poisoning
 
-worlds: .venv/.batch  # both systems in three worlds, at the least dose of each (otclib dose) and at twice that, three seeds
+worlds: .venv/.batch  # both systems in three worlds, at the least dose of each and at twice that, three seeds: an hour with bf16
 	$(GRID) workflow/worlds.yaml
 
 batch: .venv/.batch  # chapter 6 for every data set, attack, system and seed of workflow/batch.yaml

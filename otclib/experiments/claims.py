@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otclib.defenses import look
-from otclib.experiments.records import markdown, order, select
+from otclib.experiments.records import beside, markdown, order, select
 from otclib.metrics import summary
 
 
@@ -24,14 +24,10 @@ def claims(records: list[dict]) -> str:
     def values(key: str, **where: object) -> list[float]:
         return [r[key] for r in select(records, **where) if r.get(key) is not None]
 
-    def beside(defense: str, other: str, key: str) -> list[tuple]:
+    def compared(defense: str, other: str, key: str) -> list[tuple]:
         """Return the values of two systems, run by run; ``clean`` is the undefended model without poison."""
-        out = []
-        for r in select(records, defense=defense):
-            clean = {"defense": "clip", "attack": "none"}
-            where = clean if other == "clean" else {"defense": other, "attack": r["attack"]}
-            out += [(r[key], o[key]) for o in select(records, seed=r["seed"], **where) if key in r and key in o]
-        return out
+        partner = {"defense": "clip", "attack": "none"} if other == "clean" else {"defense": other}
+        return beside(records, defense, partner, key)
 
     def against(both: list[tuple], factor: float = 100) -> str:
         return " against ".join(summary(column, factor) for column in zip(*both))
@@ -69,25 +65,25 @@ def claims(records: list[dict]) -> str:
     probes = [(f"linear_probe/{name}", f"probe on {name}") for name in ("scenes", "digits", "letters")]
     for key, label in [("zero_shot_top1", "zero-shot"), *probes]:
         for other in ("roclip", "safeclip"):
-            both = beside("otcclip", other, key)
+            both = compared("otcclip", other, key)
             state(
                 f"OTCCLIP's {label} above {look(other).label}'s",
                 "its abstract",
                 against(both),
                 [x > y for x, y in both],
             )
-        both = beside("otcclip", "clean", key)
+        both = compared("otcclip", "clean", key)
         within = [x >= y - 0.02 for x, y in both]
         state(f"OTCCLIP's {label} within 2 points of clean CLIP's", "ours", against(both), within)
     for other in ("safeclip", "roclip"):
-        both = beside("otcclip", other, "seconds_until_safe")
+        both = compared("otcclip", other, "seconds_until_safe")
         ours, theirs = (sum(pair[k] is not None for pair in both) for k in (0, 1))
         neither = both.count((None, None))
         sooner = [x is not None and (y is None or x < y) for x, y in both if (x, y) != (None, None)]
         evidence = f"reached in {ours} against {theirs} of {len(both)} runs, by neither in {neither}" if both else ""
         state(f"OTCCLIP accurate and safe sooner than {look(other).label}", "a third party's summary", evidence, sooner)
-    both = [(x, y) for x, y in beside("cleanclip", "clip", "attack_success_rate") if y is not None]
+    both = [(x, y) for x, y in compared("cleanclip", "clip", "attack_success_rate") if y is not None]
     state("CleanCLIP at least halves a backdoor", "ours", against(both), [x <= y / 2 for x, y in both])
-    lost = [y - x for x, y in beside("cleanclip", "clip", "zero_shot_top1")]
+    lost = [y - x for x, y in compared("cleanclip", "clip", "zero_shot_top1")]
     state("... at under 1 point of zero-shot accuracy", "ours", summary(lost, 100), [v < 0.01 for v in lost])
     return markdown(rows, ["claim", "whose", "here", "holds"], left=4)

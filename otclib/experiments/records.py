@@ -86,6 +86,19 @@ def select(records: list[dict], **where: object) -> list[dict]:
     return [r for r in records if all(r.get(k) == v for k, v in where.items())]
 
 
+def beside(records: list[dict], defense: str, other: Mapping[str, object], key: str, **where: object) -> list[tuple]:
+    """Return a metric of two systems, run by run: those of the same data set, attack and seed that both measured.
+
+    ``other`` is what the partner has instead: ``{"defense": "clip"}``, or ``{"defense": "clip", "attack": "none"}`` for
+    the undefended model without poison. ``where`` selects the runs of ``defense``.
+    """
+    out = []
+    for r in select(records, defense=defense, **where):
+        same = {k: r.get(k) for k in ("dataset", "attack", "seed")} | dict(other)
+        out += [(r[key], o[key]) for o in select(records, **same) if key in r and key in o]
+    return out
+
+
 def order(records: list[dict], key: str) -> list[str]:
     """Return the values of a key in order of appearance."""
     return list(dict.fromkeys(r[key] for r in records))

@@ -15,7 +15,7 @@ import yaml
 from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.claims import claims
-from otclib.experiments.records import made_by, markdown, metric_table, order, select
+from otclib.experiments.records import beside, made_by, markdown, metric_table, order, select
 from otclib.figures.systems import amount_planted
 
 COSTS = (  # of the table of what the defences cost
@@ -133,9 +133,9 @@ def worlds_table(records: list[dict]) -> str:
                     rows.append([dataset, attack, dose, look(defense).label, *cells, len(runs)])
     heads = ["data set", "dose", "planted", "system", *(metric.title for metric in found), "seeds"]
     parts = [markdown(rows, heads, left=4)]
-    if beside := differences_table(records, "otcclip", "clip", DIFFERENCES):
+    if differences := differences_table(records, "otcclip", "clip", DIFFERENCES):
         said = "OTCCLIP minus undefended CLIP on the same seeds: mean difference, and its 95 % interval by Student's t"
-        parts += [f"{said} (shares in points).", beside]
+        parts += [f"{said} (shares in points).", differences]
     return "\n\n".join([*parts, f"Made by {made_by(records)}."])
 
 
@@ -149,23 +149,21 @@ def differences_table(records: list[dict], defense: str, other: str, keys: Seque
     for dataset in order(records, "dataset"):
         for attack in order(records, "attack"):
             where = {"dataset": dataset, "attack": attack}
-            ours, theirs = ({r["seed"]: r for r in select(records, defense=name, **where)} for name in (defense, other))
-            seeds = sorted(set(ours) & set(theirs))
-            if seeds:
-                cells = [_difference(m, [ours[k] for k in seeds], [theirs[k] for k in seeds]) for m in found]
-                rows.append([dataset, attack, *cells, len(seeds)])
+            both = {key: beside(records, defense, {"defense": other}, key, **where) for key in (*keys, "seed")}
+            if both["seed"]:
+                cells = [_difference(metric, both[metric.key]) for metric in found]
+                rows.append([dataset, attack, *cells, len(both["seed"])])
     heads = ["data set", "dose", *(metric.label for metric in found), "seeds"]
     return markdown(rows, heads, left=2) if rows else ""
 
 
-def _difference(metric: metrics.Metric, ours: list[dict], theirs: list[dict]) -> str:
+def _difference(metric: metrics.Metric, both: list[tuple]) -> str:
     """Return the mean difference of a metric with its interval, as text; empty if it was not measured."""
-    pairs = zip(ours, theirs, strict=True)
-    both = [(x[metric.key], y[metric.key]) for x, y in pairs if metric.key in x and metric.key in y]
-    if not both:
+    measured = [pair for pair in both if None not in pair]
+    if not measured:
         return ""
-    mean, low, high = (metric.factor * v for v in metrics.paired([x for x, _ in both], [y for _, y in both]))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if len(both) > 1 else f"{mean:+.1f}"
+    mean, low, high = (metric.factor * v for v in metrics.paired([x for x, _ in measured], [y for _, y in measured]))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if len(measured) > 1 else f"{mean:+.1f}"
 
 
 def triggered_table(records: list[dict]) -> str:
