@@ -91,7 +91,7 @@ def config_of(run: str | Path) -> dict:
     return config | {"options": today(config["options"])} if "options" in config else config
 
 
-RENAMED = {"keep": "near_share", "own": "keep_near", "least": "min_safe"}  # older names of options, and today's
+RENAMED = {"least": "min_safe"}  # older names of options, and today's
 
 
 def today(options: dict) -> dict:

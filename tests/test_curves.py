@@ -14,7 +14,7 @@ import pytest
 CURVES = Path(__file__).parent / "curves"
 
 
-@pytest.mark.parametrize("defense", ["clip", "otcclip"])
+@pytest.mark.parametrize("defense", ["clip", "otcclip", "otcclip-plus"])
 def test_forty_steps_are_what_they_were(defense):
     command = [sys.executable, str(CURVES / "make.py"), defense]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CURVES.parent.parent, env={**os.environ})

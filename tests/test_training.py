@@ -1,7 +1,6 @@
 """The loop and the run folder: what is written, what is resumed, what is refused."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 import otclib
 from otclib import defenses, models, optim, training
 from otclib.defenses.otcclip import OTCClip
+from otclib.defenses.otcclip_plus import OTCClipPlus
 from otclib.runs import config_of, log_of
 from otclib.training import journal, side_by_side
 from otclib.training.monitoring import Captions, spoken
@@ -75,7 +75,6 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
             epochs=2,
             warmup=1,
             pool=100,
-            near_share=0.2,
         )
 
     checkpoint = journal.save
@@ -122,28 +121,19 @@ def test_learning_rate_rises_and_falls():
     assert optim.one_cycle(1.0, warm=1.0) == 1.0
 
 
-def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
-    """Whoever moves gets a caption of the pool; if all ranks are near enough all stay."""
+def test_otcclip_gives_every_image_its_own_caption_or_one_of_the_pool(poisoned, small):
     from accelerate import Accelerator
 
     table, _ = poisoned
-    own = torch.arange(len(table))
-
-    def assign(**options):
-        trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-        method = OTCClip(pool=60, warmup=1, every=1, **options)
-        trainer.epoch = 2
-        method.begin_epoch(trainer)
-        return trainer.caption_of
-
-    caption_of = assign(near_share=0.2)
-    moved = (caption_of != own) & (caption_of != defenses.LEFT_OUT)
-    assert len(caption_of[moved].unique()) <= 60 and caption_of.max() < len(table)
-    assert torch.equal(assign(near_share=1.0), own)
+    trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
+    trainer.epoch = 2
+    OTCClip(pool=60, warmup=1, every=1).begin_epoch(trainer)
+    moved = trainer.caption_of != torch.arange(len(table))
+    assert 1 < len(trainer.caption_of[moved].unique()) <= 60 and trainer.caption_of.min() >= 0, "no image is left out"
 
 
-def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(poisoned, small, monkeypatch):
-    """Towers that know every class: clean pairs stay, planted ones do not, and who moves gets the true class."""
+def knowing(poisoned, small, monkeypatch):
+    """A trainer whose towers know every class, on the rows that have a label."""
     from accelerate import Accelerator
 
     from otclib.models import Features
@@ -171,11 +161,26 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
         lambda rows=None, side=None: iter([(r, seen[r]) for r in [torch.arange(len(table)) if rows is None else rows]]),
     )
     trainer.epoch = 1
-    OTCClip(warmup=0, every=1, pool=len(table), near_share=0.06).begin_epoch(trainer)
-    look = Captions(table, manifest).look(trainer.caption_of)
-    assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
-    assert look["poison_kept"] <= 2 * 0.06, "no more than a random pair would"
-    assert look["poison_named"] is None or look["poison_named"] > 0.7
+    return trainer, Captions(table, manifest)
+
+
+def test_otcclip_gives_images_captions_of_what_they_show_when_features_are_perfect(poisoned, small, monkeypatch):
+    trainer, captions = knowing(poisoned, small, monkeypatch)
+    OTCClip(warmup=0, every=1, pool=len(trainer.pairs)).begin_epoch(trainer)
+    look = captions.look(trainer.caption_of)
+    assert look["clean_named"] > 0.99 and look["poison_named"] > 0.7
+
+
+def test_otcclip_plus_keeps_clean_pairs_and_leaves_planted_ones_when_features_are_perfect(poisoned, small, monkeypatch):
+    trainer, captions = knowing(poisoned, small, monkeypatch)
+    method = OTCClipPlus(warmup=0, ready=1.0, pool=len(trainer.pairs), first=0.8)
+    method.begin(trainer)
+    line = method.begin_epoch(trainer)
+    look = captions.look(trainer.caption_of)
+    assert line["matched"] and line["rivals"] < 0.1 and method.start == 1
+    assert look["clean_kept"] > 0.8 and look["poison_kept"] == 0
+    moved = trainer.caption_of != torch.arange(len(trainer.pairs))
+    assert (trainer.caption_of[moved] == defenses.LEFT_OUT).all(), "nobody gets another caption"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(p
         ({"defense": "nosuch"}, "unknown defense 'nosuch'"),
         ({"defense": "clip", "pool": 5}, "no option pool"),
         ({"model": "nosuch"}, "unknown model 'nosuch'"),
-        ({"near_share": 0.0}, "near_share must lie in .0, 1."),
+        ({"global_weight": 2.0}, "global_weight must lie in .0, 1."),
         ({"reg": -1.0}, "reg must be positive"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 1}, "at least 2 pairs"),
@@ -218,51 +223,70 @@ def test_command_line(tmp_path, capsys):
     assert callable(otclib.train)  # the command's module now stands where the function was
 
 
-def test_warm_up_then_separate_then_re_assign(poisoned, small):
+def test_otcclip_plus_judges_when_half_of_the_pairs_have_few_rivals_and_keeps_a_growing_share(poisoned, small):
     from accelerate import Accelerator
 
     table, _ = poisoned
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(epochs=4, warmup=2, every=1, pool=60, near_share=0.2)
-    own, fates = torch.arange(len(table)), []
-    for trainer.epoch in range(4):
-        assert bool(method.begin_epoch(trainer)) == (trainer.epoch >= 2)
-        moved = (trainer.caption_of != own) & (trainer.caption_of != defenses.LEFT_OUT)
-        fates.append((int((trainer.caption_of == defenses.LEFT_OUT).sum()), int(moved.sum())))
-    assert fates[:2] == [(0, 0)] * 2, "the warm-up touches no pair"
-    assert fates[2][0] > 0 and fates[2][1] == 0, "the first matching only separates"
-    assert fates[3][1] > 0, "the next one re-assigns"
-    assert OTCClip(epochs=2).warmup == 1, "of a short run all but the last epoch"
-    assert [method.robustness(e) for e in range(4)] == [0.5, 1.0, 1.0, 1.0] and OTCClip(q=0.0).robustness(5) == 0.0
+    method = OTCClipPlus(epochs=10, warmup=2, ready=1e-6, first=0.5, grow=0.1, most=0.65, pool=60)
+    method.begin(trainer)
+    lines, kept, q = [], [], []
+    for trainer.epoch in range(8):
+        lines.append(method.begin_epoch(trainer))
+        kept.append(float(method.near.float().mean()))
+        q.append(method.robustness(trainer))
+        assert not method.near[trainer.caption_of != defenses.LEFT_OUT].logical_not().any(), "only near pairs are drawn"
+    assert ["rivals" in line for line in lines] == [False, False, True, True, True, True, False, False]
+    assert method.start == 5, "this model knows nothing, so it waits for half of the epochs"
+    assert kept == pytest.approx([1, 1, 1, 1, 1, 0.5, 0.6, 0.65], abs=0.01)
+    assert q == [0.5, 0.75, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    soon = OTCClipPlus(warmup=2, ready=1.0, pool=60)
+    soon.begin(trainer)
+    for trainer.epoch in range(3):
+        soon.begin_epoch(trainer)
+    assert soon.start == 2
 
 
-def test_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
+def test_otcclip_plus_draws_one_of_the_copies_of_an_image(poisoned, small):
     from accelerate import Accelerator
 
-    table, _ = poisoned
+    table, manifest = poisoned
+    trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClipPlus()
+    method.begin(trainer)
+    method.begin_epoch(trainer)
+    copies = {id.rsplit("+", 1)[0]: [] for id, kind in zip(manifest["id"], manifest["kind"]) if kind == "targeted"}
+    for row, id in enumerate(table["id"]):
+        if "+" in id:
+            copies[id.rsplit("+", 1)[0]].append(row)
+    assert len(copies) > 1 and all(len(rows) > 1 for rows in copies.values())
+    for rows in copies.values():
+        assert int((trainer.caption_of[rows] != defenses.LEFT_OUT).sum()) == 1
+    everyone = OTCClipPlus(alike=1.1)
+    everyone.begin(trainer)
+    everyone.begin_epoch(trainer)
+    assert (trainer.caption_of != defenses.LEFT_OUT).all()
+
+
+def test_a_restart_forgets_the_weights_and_keeps_the_pairing(poisoned):
+    from accelerate import Accelerator
+
     torch.manual_seed(0)
     model, _, tokenizer = otclib.models.load("small")
-    trainer = training.Trainer(table, model, tokenizer, Accelerator(cpu=True), seed=0)
+    trainer = training.Trainer(poisoned[0], model, tokenizer, Accelerator(cpu=True), seed=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    method = OTCClip(epochs=5, warmup=2, restart=True, pool=60, near_share=0.2)
-    for trainer.epoch in range(5):
-        matched = method.begin_epoch(trainer)
-        assert bool(matched) == (trainer.epoch in (2, 4)), "after a warm-up, and after the one that follows the restart"
-        if trainer.epoch == 2:
-            assert trainer.started == 2 and not any(opt.state for opt in trainer.optimizers)
-            assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-            pairing = trainer.caption_of.clone()
-            assert (pairing == defenses.LEFT_OUT).any()
-        if trainer.epoch == 3:
-            assert torch.equal(trainer.caption_of, pairing)
-        model.train()
-        trainer.set_learning_rate(1e-3 * method.learning_rate(trainer, trainer.progress(0.5, 5)))
-        sum(
-            method.loss(trainer, next(trainer.batches(trainer.plan(torch.randperm(len(table)), 64)))).values()
-        ).backward()
-        for opt in trainer.optimizers:
-            opt.step()
-        assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    trainer.caption_of[:5] = defenses.LEFT_OUT
+    batch = next(trainer.batches([torch.arange(32)]))
+    defenses.load("clip").loss(trainer, batch)["contrastive"].backward()
+    trainer.set_learning_rate(1e-3)
+    for opt in trainer.optimizers:
+        opt.step()
+    assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    trainer.epoch = 3
+    trainer.restart()
+    assert trainer.started == 3 and not any(opt.state for opt in trainer.optimizers)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert int((trainer.caption_of == defenses.LEFT_OUT).sum()) == 5
 
 
 def test_who_is_left_out_comes_with_the_own_caption_and_no_trust(poisoned, small):
@@ -313,7 +337,7 @@ def test_a_matching_before_every_second_epoch(poisoned, small):
     from accelerate import Accelerator
 
     trainer = training.Trainer(poisoned[0], small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(epochs=7, warmup=2, every=2, pool=60, near_share=0.2)
+    method = OTCClip(epochs=7, warmup=2, every=2, pool=60)
     matched = []
     for trainer.epoch in range(7):
         if method.begin_epoch(trainer):
@@ -402,18 +426,10 @@ def test_a_collapsed_matching_is_logged_and_said(poisoned):
     assert "collapsed" not in Captions(table, manifest).look(torch.arange(len(table)))
 
 
-def test_a_run_of_before_is_read_under_the_names_of_its_day(runs, poisoned, tmp_path):
-    """OTCCLIP's ``keep`` and ``own`` are now called ``near_share`` and ``keep_near``."""
-    table, manifest = poisoned
-    old = shutil.copytree(runs["otcclip"], tmp_path / "old")
-    config = json.loads((old / "config.json").read_text())
-    today = dict(config["options"])
-    config["options"]["keep"] = config["options"].pop("near_share")
-    config["options"]["own"] = config["options"].pop("keep_near")
-    (old / "config.json").write_text(json.dumps(config))
-    assert config_of(old)["options"] == today
-    same = {"manifest": manifest, "defense": "otcclip", "seed": config["seed"], "precision": config["precision"]}
-    assert otclib.train(table, out=old, batch_size=config["batch_size"], lr=config["lr"], **same, **today) == old
+def test_a_run_of_before_is_read_under_the_names_of_today(tmp_path):
+    """SafeCLIP's ``least`` is now called ``min_safe``."""
+    (tmp_path / "config.json").write_text(json.dumps({"defense": "safeclip", "options": {"least": 0.2, "cap": 0.9}}))
+    assert config_of(tmp_path)["options"] == {"min_safe": 0.2, "cap": 0.9}
 
 
 def test_a_resumed_curve_has_every_value_once(tmp_path):

@@ -14,6 +14,7 @@ from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.cleanclip import CleanCLIP, CleanCLIPSupervised
 from otclib.defenses.clip import Clip
 from otclib.defenses.otcclip import OTCClip
+from otclib.defenses.otcclip_plus import OTCClipPlus
 from otclib.defenses.roclip import RoCLIP
 from otclib.defenses.safeclip import SafeCLIP
 
@@ -26,6 +27,7 @@ DEFENSES: dict[str, type[Defense]] = {
     "cleanclip": CleanCLIP,
     "cleanclip-supervised": CleanCLIPSupervised,
     "otcclip": OTCClip,
+    "otcclip-plus": OTCClipPlus,
 }
 
 

@@ -112,6 +112,8 @@ class Training(Protocol):
         self, batch: Batch, strong: bool = False, augment: Augment | None = None, side: int | None = None
     ) -> Tensor: ...
 
+    def stored_images(self) -> Iterator[tuple[Tensor, Tensor]]: ...  # rows and uint8 images that are this process's
+
     def encode_images(
         self, rows: Tensor | None = None, augment: Augment | None = None, side: int | None = None
     ) -> Iterator[tuple[Tensor, Features]]: ...  # of the rows that are this process's

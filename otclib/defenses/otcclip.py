@@ -2,50 +2,26 @@
 
 Zhang, Gao, Bai et al., "Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment",
 EMNLP 2025 (arXiv 2509.18717). We could not obtain the paper's body, so this file is not checked against its method
-section. Two sources say what is known:
+section. It has what two sources say, and nothing more; what we add stands in ``otcclip_plus``.
 
-- its abstract: a transport distance between the fine-grained features of images and captions; captions re-assigned by
-  that distance; inter- and intra-modal alignment by transport;
+- the abstract: a transport distance between the fine-grained features of images and captions; captions re-assigned by
+  that distance; inter- and intra-modal alignment by transport
 - a third party's summary, unverified: a pool of captions; global *and* fine-grained features combined; Sinkhorn
-  iterations.
+  iterations
 
-**Everything else is ours.** Each choice is an option, and its default is what our experiments favour.
+The method, with what the sources leave open as options:
 
     warm-up   epochs 1 .. ``warmup``: every image is trained with its own caption
-    match     after the warm-up and then before every ``every``-th epoch: draw a pool of pairs, and decide for every
-              image whether it is kept, re-matched or left out (``nearness``, ``reassigned``)
+    match     then before every ``every``-th epoch: draw a pool of captions; every image is trained with the nearest of
+              the pool's captions and its own (``reassigned``)
     loss      L = L_CLIP(pooled) + ``inter`` L_inter(tokens) + ``intra`` L_intra(tokens of two views)
 
 The distance of image i and caption j combines pooled features and a transport plan (``otclib.matching``):
 
     d(i, j) = w (1 - <v_i, t_j>)  +  (1 - w) <P_ij, C_ij>,      w = ``global_weight``
 
-Ours
-----
-*Separate first, then re-assign.* Re-assigning every caption ruins the model: a few captions end up with most images. A
-near pair loses nothing by staying, so it keeps its caption. A model's first matching only separates; later ones also
-re-match.
-
-*Nearness is asked from both sides*, because the attacks differ. A targeted image is far from its caption as the image
-sees it: captions of what it shows are nearer. A triggered image is far as the caption sees it: images of the caption's
-own class are nearer.
-
-*A robust loss.* A planted pair contradicts what its image shows. Once the model begins to distinguish objects, the
-pair's probability p under the batch's softmax is small. The contrastive loss weights every pair by p^q
-(``losses.symmetric_cross_entropy``), so a planted pair is hardly learned, stays far, and the first matching leaves it
-out. ``q`` rises to 1 over the warm-up, because at its start, when nothing is known, it only slows.
-
-*Strong views and small images in the warm-up.* What is learned first is trusted, so objects must be learned before the
-trigger. Strong views (of any hue, of parts) remove what makes an image memorable. Small images help as well: on seed 10
-the first matching kept 0.3 % of the planted pairs, and 16 % after a warm-up at full size.
-
-*A cheap matching.* Images are compared at the size that the training begins with, their tokens are averaged 2 x 2 or so
-(``losses.coarse``), and only a shortlist of the pool, by pooled and mean tokens, is solved (``matching.rank_own``).
-
-*A restart*, off by default: after the first matching forget the weights, and warm up again on what it kept. It was the
-default before images grew, because at full size the warm-up sometimes learned a little of the trigger.
-
-The ablation says what each part is worth; it was measured before images grew.
+Images are compared at the size that the training begins with, and their tokens are averaged 2 x 2 or so
+(``losses.coarse``).
 """
 
 from __future__ import annotations
@@ -58,74 +34,46 @@ import torch
 from torch import Tensor
 
 from otclib import losses, matching
-from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
-from otclib.matching import Ranking
+from otclib.defenses.base import Augment, Batch, Defense, Look, Training
+from otclib.matching import TokenSets
 from otclib.models import Features
 
 
-def nearness(
+def reassigned(
     image: Features,
     text: Features,
-    pool_images: Features,
-    pool_texts: Features,
+    captions: TokenSets,
+    rows: Tensor,
+    pool: Tensor,
     *,
-    share: float,
-    among: Tensor | None = None,
-    **distance: Any,
-) -> tuple[Tensor, Ranking]:
-    """Return which pairs are near, and the rank of each image's own caption among the pool's.
-
-    With r(i) the share of the pool's captions that are nearer to image i than its own, and s(i) the share of the pool's
-    images that are nearer to the caption than its own image:
-
-        near(i)  =  r(i) <= share  and  s(i) <= share
+    reg: float,
+    global_weight: float,
+) -> Tensor:
+    """Return the row whose caption each image is trained with from now on: the nearest of the pool and its own [B].
 
     Parameters
     ----------
-    image, text : features of B images and of their own captions; pool_images, pool_texts : of the P pairs of the pool.
-    share : in (0, 1].
-    among : [P] bool, the captions that an image may be given; default all.
-    distance : ``reg`` and ``global_weight`` of ``matching.distances``.
-
-    Returns
-    -------
-    near : [B] bool. ranking : ``matching.Ranking`` of the captions, as the images see them.
-    """
-    captions = matching.rank_own(image, text, pool_texts, share=share, among=among, **distance)
-    images = matching.rank_own(text, image, pool_images, share=share, **distance)
-    return (captions.own_rank <= share) & (images.own_rank <= share), captions
-
-
-def reassigned(near: Tensor, ranking: Ranking, own_distance: Tensor, rows: Tensor, pool: Tensor) -> Tensor:
-    """Return the row whose caption each image is trained with from now on, or ``LEFT_OUT`` [B].
-
-    A near pair keeps its caption. Another image is given the nearest caption j of the pool if it fits that caption as
-    well as the caption's own image does, d(i, j) <= d(j, j). Otherwise it is left out: it stays in the batches, as a
-    negative only.
-
-    Parameters
-    ----------
-    near : [B] bool. ranking : of the B images. own_distance : d(j, j) of the pool's pairs [P].
-    rows : of the B images in the table [B]. pool : of the pool's pairs in the table [P].
+    image, text : features of B images and of their own captions; ``rows`` [B] are their rows in the table.
+    captions : of the pool's P pairs; ``pool`` [P] are their rows.
+    reg, global_weight : of the distance, see ``matching.distances``.
 
     Examples
     --------
-    Three images (rows 0 to 2) and a pool of two pairs (rows 7 and 9). The first image is near. The other two are not,
-    and their nearest caption is that of row 9, whose own image has distance 0.3.
+    Two images of two places each, which see what captions 0 and 1 say. The first has its own caption, the second one
+    that says something else, and the pool has the caption that fits.
 
-    >>> near = torch.tensor([True, False, False])
-    >>> ranking = Ranking(
-    ...     own_rank=torch.tensor([0.0, 0.5, 0.5]),
-    ...     nearest=torch.tensor([0, 1, 1]),
-    ...     nearest_distance=torch.tensor([0.1, 0.2, 0.4]),
-    ...     own_distance=torch.tensor([0.1, 0.8, 0.8]),
-    ... )
-    >>> reassigned(near, ranking, torch.tensor([0.1, 0.3]), torch.arange(3), torch.tensor([7, 9])).tolist()
-    [0, 9, -1]
+    >>> axes, mask = torch.eye(3), torch.ones(2, 2, dtype=torch.bool)
+    >>> tokens = torch.stack([axes[[0, 1]], axes[[1, 1]]])
+    >>> image = Features(tokens.mean(1), tokens, mask)
+    >>> text = Features(axes[[0, 2]], torch.stack([axes[[0, 1]], axes[[2, 2]]]), mask)
+    >>> rows, pool = torch.tensor([0, 1]), torch.tensor([7, 9])
+    >>> reassigned(image, text, TokenSets.of(image), rows, pool, reg=0.1, global_weight=0.0).tolist()
+    [0, 9]
     """
-    fits = ranking.nearest_distance <= own_distance[ranking.nearest]
-    other = torch.where(fits.cpu(), pool[ranking.nearest.cpu()], LEFT_OUT)
-    return torch.where(near.cpu(), rows, other)
+    found = matching.nearest(TokenSets.of(image), captions, reg=reg, global_weight=global_weight)
+    each = torch.arange(len(image), device=image.pooled.device)[:, None]
+    own = matching.distances(image, text, each, reg, global_weight)[:, 0]
+    return torch.where((own <= found.distance).cpu(), rows, pool[found.index.cpu()])
 
 
 @dataclass
@@ -135,12 +83,7 @@ class OTCClip(Defense):
     epochs: int = 8
     warmup: int = 2  # epochs before the first matching; of a short run all but the last
     every: int = 2  # epochs from one matching to the next
-    restart: bool = False  # forget the weights after the first matching, and warm up again on what it kept
-    strong: bool = True  # the warm-up sees strong views: parts of the image, in any hue
-    q: float = 0.5  # robustness of the contrastive loss: this value at the start, 1 after the warm-up; 0: none
-    pool: int = 512  # pairs that every pair is compared with; drawn afresh for every matching
-    keep_near: bool = True  # a near pair keeps its caption; False: every image may be given any caption of the pool
-    near_share: float = 0.03  # near: among this nearest share of the pool, from both sides
+    pool: int = 512  # captions among which every image's nearest is searched; drawn afresh for every matching
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
     inter: float = 0.5  # weight of the inter-modal transport loss
@@ -151,60 +94,53 @@ class OTCClip(Defense):
     LOOK: ClassVar[Look] = Look("OTCCLIP (reconstruction)", "#0072B2", "v")
 
     def __post_init__(self) -> None:
-        if not 0 < self.near_share <= 1 or not 0 <= self.global_weight <= 1 or not 0 <= self.q <= 1:
+        if not 0 <= self.global_weight <= 1 or not self.reg > 0:
             raise ValueError(
-                f"near_share must lie in (0, 1], global_weight and q in [0, 1], "
-                f"got {self.near_share}, {self.global_weight} and {self.q}"
+                f"global_weight must lie in [0, 1] and reg be positive, got {self.global_weight} and {self.reg}"
             )
-        if not self.reg > 0 or self.pool < 1 or self.warmup < 0 or self.every < 1 or self.fine_batch < 2:
+        if self.pool < 1 or self.warmup < 0 or self.every < 1 or self.fine_batch < 2:
             raise ValueError(
-                f"reg must be positive, pool and every at least 1, warmup at least 0 and fine_batch at least 2, "
-                f"got {self.reg}, {self.pool}, {self.every}, {self.warmup}, {self.fine_batch}"
+                f"pool and every must be at least 1, warmup at least 0 and fine_batch at least 2, "
+                f"got {self.pool}, {self.every}, {self.warmup}, {self.fine_batch}"
             )
         self.warmup = min(self.warmup, max(1, self.epochs - 1))
-        self.restart = self.restart and self.epochs > 2 * self.warmup  # in a shorter run nothing would be left to learn
 
     # -- matching ----------------------------------------------------------------------------------------------------
 
     def begin_epoch(self, training: Training) -> dict:
         """Decide every image's caption for this epoch."""
-        since = training.epoch - training.started
-        if since < self.warmup or (since - self.warmup) % self.every:
+        since = training.epoch - self.warmup
+        if since < 0 or since % self.every:
             return {}
-        pool = torch.randperm(len(training.caption_of), generator=training.rng)[: self.pool]
-        images = training.gather([image for _, image in self.coarse_images(training, pool)], len(pool))
-        captions = training.encode_captions(pool)
-        how: dict[str, Any] = {"share": self.near_share, "reg": self.reg, "global_weight": self.global_weight}
-        near, of_pool = nearness(images, captions, images, captions, **how)
-        givers = self.givers(near, first=since == self.warmup)
+        pool = self.draw(training)
+        captions = TokenSets.of(training.encode_captions(pool))
         caption_of = []
         for rows, image in self.coarse_images(training):
-            near, ranking = nearness(image, training.encode_captions(rows), images, captions, among=givers, **how)
-            caption_of.append(reassigned(near & self.keep_near, ranking, of_pool.own_distance, rows, pool))
+            own, how = training.encode_captions(rows), {"reg": self.reg, "global_weight": self.global_weight}
+            caption_of.append(reassigned(image, own, captions, rows, pool, **how))
         training.caption_of = training.gather(caption_of, len(training.caption_of))
-        if self.restart and training.epoch == self.warmup:
-            training.restart()
         return {"matched": 1}
 
-    def coarse_images(self, training: Training, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Features]]:
-        """Yield rows and coarse features of the images of ``rows`` (default all), at the size of the first epochs."""
-        for some, image in training.encode_images(rows, side=training.sides[0]):
-            yield some, losses.coarse(image)
+    def draw(self, training: Training) -> Tensor:
+        """Return the rows of a new pool [P]."""
+        return torch.randperm(len(training.caption_of), generator=training.rng)[: self.pool]
 
-    def givers(self, near: Tensor, first: bool) -> Tensor:
-        """Return which pairs of the pool give captions to other images [P] bool: near ones, and at first none."""
-        if not self.keep_near:
-            return torch.ones_like(near)
-        return torch.zeros_like(near) if first else near
+    def coarse_images(
+        self, training: Training, rows: Tensor | None = None, look: Augment | None = None
+    ) -> Iterator[tuple[Tensor, Features]]:
+        """Yield rows and coarse features of the images of ``rows`` (default all), at the size of the first epochs.
+
+        ``look`` : the images as some views show them, default as they are.
+        """
+        for some, image in training.encode_images(rows, look, side=training.sides[0]):
+            yield some, losses.coarse(image)
 
     # -- alignment ---------------------------------------------------------------------------------------------------
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        since = training.epoch - training.started
-        strong = self.strong and since < self.warmup
-        image, text = training.towers(training.view(batch, strong), batch.text)
+        image, text = training.towers(training.view(batch), batch.text)
         who: dict[str, Any] = {"same": batch.caption_id, "positive": batch.positive}
-        how = who | {"q": self.robustness(since), "bias": training.bias}
+        how = who | {"q": self.robustness(training), "bias": training.bias}
         parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, **how)}
         few = batch.few(self.fine_batch)
         fine_image, fine_text = image[: len(few)], text[: len(few)]
@@ -213,17 +149,16 @@ class OTCClip(Defense):
             parts["inter"] = self.inter * losses.inter_modal(fine_image, fine_text, training.scale, self.reg, **who)
         if self.intra:
             other_words = training.drop_words(few.text, self.drop)
-            other_view = training.view(few, strong, side=training.sides[0])
+            other_view = training.view(few, side=training.sides[0])
             other_image, other_text = training.towers(other_view, other_words)
-            views = (losses.coarse(fine_image), losses.coarse(other_image)), (fine_text, other_text)
-            each = [losses.intra_modal(x, y, training.scale, self.reg) for x, y in views]
+            two = (losses.coarse(fine_image), losses.coarse(other_image)), (fine_text, other_text)
+            each = [losses.intra_modal(x, y, training.scale, self.reg) for x, y in two]
             parts["intra"] = self.intra * (each[0] + each[1]) / 2
         return parts
 
-    def robustness(self, epoch: int) -> float:
-        """Return q of an epoch, counted from 0 since the weights began: ``q`` to 1 over the warm-up (0 stays 0)."""
-        through = min(1.0, epoch / max(1, self.warmup - 1))
-        return self.q and self.q + (1 - self.q) * through
+    def robustness(self, training: Training) -> float:
+        """Return q of the robust contrastive loss in this epoch; 0 is CLIP's own."""
+        return 0.0
 
     def distance(self, image: Features, text: Features) -> Tensor:
         """Return every image's distance to its own caption [B]: as matched, but to all tokens and a finer tolerance."""

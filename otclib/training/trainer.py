@@ -169,6 +169,11 @@ class Trainer:
             batch = Batch(images, self.text[caption_id].long(), rows, caption_id, positive, self.ranks)
             yield batch.to(self.device)
 
+    def stored_images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield rows and images, uint8 [B, 3, S, S]: of several processes each sees its part of the table."""
+        chunks = self.ranks.own(torch.arange(len(self.pairs))).split(512)
+        yield from zip(chunks, self.images.batches(chunks))
+
     @torch.no_grad()
     def encode_images(
         self, rows: Tensor | None = None, augment: Augment | None = None, side: int | None = None

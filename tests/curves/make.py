@@ -1,7 +1,7 @@
-"""The loss of 40 steps of a defence, on stdout or (without arguments) of both into this folder.
+"""The loss of 40 steps of a defence, on stdout or (without arguments) of each into this folder.
 
     python tests/curves/make.py clip         # prints them
-    python tests/curves/make.py              # writes clip.json and otcclip.json: only when the method itself changes
+    python tests/curves/make.py              # writes one file for each: only when the method itself changes
 
 Every epoch is one step, so the run's own log has them all. fp32 on one thread; instruction sets above AVX2 are not
 used, so that processors agree.
@@ -42,7 +42,7 @@ def losses(defense: str) -> list[float]:
     planned = [otclib.attacks.load("targeted", targets=2, copies=3), otclib.attacks.load("badnets", rate=0.02)]
     poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=10)
     watch = pairs.select([k for k, label in enumerate(pairs["label"]) if label is not None][:2])
-    options = {} if defense == "clip" else {"warmup": 10, "near_share": 0.2, "pool": 64}
+    options = {"clip": {}, "otcclip": {"warmup": 10, "pool": 64}, "otcclip-plus": {"warmup": 10, "pool": 64}}[defense]
     with tempfile.TemporaryDirectory() as folder:
         run = otclib.train(
             poisoned,
@@ -65,7 +65,7 @@ def main(names: list[str]) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **SAME_EVERYWHERE})
     for name in names:
         print(json.dumps(losses(name)))
-    for name in ("clip", "otcclip") if not names else ():
+    for name in ("clip", "otcclip", "otcclip-plus") if not names else ():
         (FOLDER / f"{name}.json").write_text(json.dumps(losses(name), indent=0) + "\n")
 
 

@@ -1,0 +1,165 @@
+"""OTCCLIP with what we add: a defence to use, and each addition an option to switch off.
+
+``otcclip`` has the abstract's parts alone. It re-assigns captions by a model that was trained on the planted pairs as on
+all others; by the first matching it has learned them. What we add makes the first matching come in time, judges before
+anything is re-assigned, and counts copies as one.
+
+    warm-up   every image is trained with its own caption, by a robust loss, on views with distractors
+    judge     once the set can be judged (``ready``), and then before every ``every``-th epoch: rank every pair among a
+              pool by OTCCLIP's distance, and keep the nearest share, which grows from ``first`` to ``most``
+    train     on what is kept; the rest stays in the batches as negatives
+
+Ours
+----
+*Judge from both sides.* With r(i) the share of the pool's captions that are nearer to image i than its own, and s(i)
+the share of the pool's images that are nearer to the caption than its own image, a pair is as good as
+
+    max(r(i), s(i))
+
+because the attacks differ. A targeted image is far from its caption as the image sees it: captions of what it shows are
+nearer. A triggered image is far as the caption sees it: images of the caption's own class are nearer.
+
+*A share, and not a threshold.* How near a clean pair is depends on the set and the epoch: where captions are vague, most
+have many rivals. So the nearest ``first`` of the pairs is kept, and ``grow`` more in each epoch, up to ``most``, as in
+SafeCLIP. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes nearer if not.
+
+*When to judge.* The first judgement comes when half of the pairs have fewer than ``ready`` of the pool as rivals. Before
+that ranks are noise; long after it a trigger has been learned. No label and no knowledge of an attack is needed.
+
+*A robust loss until then.* A planted pair contradicts what its image shows, so its probability p under the batch's
+softmax is small once the model begins to distinguish objects. Every pair is weighted by p^q
+(``losses.symmetric_cross_entropy``); q rises to 1, because at the start, when nothing is known, it only slows.
+
+*Distractors until then* (``distractors``). A trigger is learned fast because nothing else looks like it.
+
+*Copies count as one* (``copies``). Images that are alike are judged together, by the mean of their pairs, and one of
+them is drawn in each epoch: what is planted with many captions weighs no more than any other image. If the set has
+several captions for a usual image, as many are drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from otclib import matching
+from otclib.defenses import copies
+from otclib.defenses.base import LEFT_OUT, Look, Training
+from otclib.defenses.otcclip import OTCClip
+from otclib.defenses.views import Views
+from otclib.matching import TokenSets
+
+SOLVED = 0.2  # share of the pool, the nearest by a bound, among which a pair is ranked: farther pairs are equally far
+
+
+@dataclass
+class OTCClipPlus(OTCClip):
+    """OTCCLIP's transport with our judgement; a comment beside each option says what it does."""
+
+    epochs: int = 10
+    warmup: int = 2  # epochs before the first judgement, at least
+    ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals
+    every: int = 1  # epochs from one judgement to the next
+    pool: int = 256  # pairs that every pair is compared with; drawn afresh for every judgement
+    first: float = 0.6  # share of the pairs that the first judgement keeps
+    grow: float = 0.04  # more in every epoch
+    most: float = 0.85  # at the most
+    blur: float = 0.015  # sigma of the second look, as a share of the image's side; 0: no second look
+    q: float = 0.5  # robustness of the loss after the warm-up; 0: none
+    alike: float = 0.95  # images with this correlation count as one; above 1: none do
+
+    LOOK: ClassVar[Look] = Look("OTCCLIP plus (ours)", "#009E73", "^")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = {"first": self.first, "most": self.most, "ready": self.ready}
+        if not all(0 < share <= 1 for share in shares.values()) or self.first > self.most or self.grow < 0:
+            raise ValueError(
+                f"first, most and ready lie in (0, 1], first is not above most and grow not negative, "
+                f"got {shares} and grow {self.grow}"
+            )
+        if not 0 <= self.q <= 1 or not self.blur >= 0:
+            raise ValueError(f"q lies in [0, 1] and blur is not negative, got {self.q} and {self.blur}")
+
+    def begin(self, training: Training) -> None:
+        """Find the images that are alike."""
+        n = len(training.caption_of)
+        self.start: int | None = None  # the epoch of the first judgement
+        self.near = torch.ones(n, dtype=torch.bool)  # by the latest judgement
+        self.group, self.of_group = torch.arange(n), 1
+        if self.alike <= 1:
+            prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)
+            self.group = copies.groups(prints, self.alike)
+            self.of_group = int(torch.bincount(self.group).median())
+
+    # -- judgement ---------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, training: Training) -> dict:
+        """Decide which pairs this epoch is trained on."""
+        line: dict[str, float] = {}
+        if self.start is None and training.epoch >= self.warmup:
+            pool = self.draw(training)
+            line["rivals"] = float(self.rivals(training, pool, pool).median())
+            if line["rivals"] <= self.ready or training.epoch >= self.epochs // 2:
+                self.start = training.epoch
+        if self.start is not None and (training.epoch - self.start) % self.every == 0:
+            share = min(self.most, self.first + self.grow * (training.epoch - self.start))
+            rivals = self.rivals(training, self.draw(training))
+            self.near = nearest(copies.mean_of_each(self.group, rivals), share, training.rng)
+            line["matched"] = 1
+        drawn = copies.one_of_each(self.group, self.near, self.of_group, training.rng)
+        training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
+        return line
+
+    def rivals(self, training: Training, pool: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the share of the pool that is nearer, max(r, s), of every pair of ``rows`` (default all).
+
+        It is the largest over the looks: the images as they are, and blurred.
+        """
+        captions = TokenSets.of(training.encode_captions(pool))
+        n = len(training.caption_of) if rows is None else len(rows)
+        how: dict[str, Any] = {"share": SOLVED, "reg": self.reg, "global_weight": self.global_weight}
+        worst = torch.zeros(n)
+        for look in (None, blurred(self.blur * training.sides[0])) if self.blur else (None,):
+            pool_images = training.gather([image for _, image in self.coarse_images(training, pool, look)], len(pool))
+            images, found = TokenSets.of(pool_images), []
+            for some, image in self.coarse_images(training, rows, look):
+                text = training.encode_captions(some)
+                by_image = matching.rank_own(image, text, captions, **how).own_rank
+                by_caption = matching.rank_own(text, image, images, **how).own_rank
+                found.append(torch.maximum(by_image, by_caption).cpu())
+            worst = torch.maximum(worst, training.gather(found, n))
+        return worst
+
+    # -- alignment ---------------------------------------------------------------------------------------------------
+
+    def robustness(self, training: Training) -> float:
+        return self.q if self.start is not None else 0.0
+
+    def state(self) -> dict:
+        return {"start": self.start, "near": self.near}
+
+    def restore(self, state: dict) -> None:
+        self.start, self.near = state["start"], state["near"]
+
+
+def blurred(sigma: float) -> Views:
+    """Return views that show the whole image, blurred by ``sigma`` pixels."""
+    return Views(scale=(1.0, 1.0), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=(sigma, sigma))
+
+
+def nearest(rivals: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Return which pairs are the ``share`` with the fewest rivals [N]: bool [N]. Ties are broken at random.
+
+    >>> rivals = torch.tensor([0.3, 0.0, 1.0, 0.1])
+    >>> nearest(rivals, 0.5, torch.Generator().manual_seed(0)).tolist()
+    [False, True, False, True]
+    """
+    lots = torch.randperm(len(rivals), generator=rng)
+    order = lots[rivals[lots].argsort(stable=True)]
+    near = torch.zeros(len(rivals), dtype=torch.bool)
+    near[order[: round(share * len(rivals))]] = True
+    return near
