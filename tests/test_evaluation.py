@@ -70,6 +70,7 @@ def test_attack_metrics_with_an_oracle(monkeypatch, pairs, small):
     assert out["zero_shot_top1"] == 1.0
     assert out["attack_success_rate"] == pytest.approx(sum(k % 4 != 0 for k in others) / len(others))
     assert out["untriggered_target_rate"] == 0.0
+    assert out["test_images"] == 40 and out["triggered_images"] == len(others) < 40
 
 
 def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs, small):
@@ -92,6 +93,9 @@ def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs, small):
         out = evaluation.attack_metrics(small[0], None, manifest, test, plain)
         assert out["attack_success_rate"] == 1.0 and out["backdoor"] == f"badnets-{strong}"
         assert out[f"attack_success_rate/badnets-{weak}"] == 0.0
+        for target in (strong, weak):
+            assert out[f"triggered_images/badnets-{target}"] == sum(label != target for label in test["label"]) < 20
+        assert out["triggered_images"] == out[f"triggered_images/badnets-{strong}"]
         other = evaluation.attack_metrics(small[0], None, manifest, test, plain, f"badnets-{weak}")
         assert other["attack_success_rate"] == 0.0, "a clean model is asked for the run's backdoor"
 
@@ -131,6 +135,19 @@ def test_metrics_of_a_run(runs):
         assert all(not isinstance(v, (list, dict)) for v in metrics.values())
         assert metrics["targets"] == 4 and 0 <= metrics["targets_hit"] <= 4
         assert metrics["poison_rate/targeted"] == 12 / metrics["pairs"]
+        for rate, images in {
+            "zero_shot_top1": "test_images",
+            "attack_success_rate": "triggered_images",
+            "untriggered_target_rate": "triggered_images",
+            "triggered_top1": "triggered_images",
+            "linear_probe/scenes": "probe_images/scenes",
+            "linear_probe/digits": "probe_images/digits",
+            "linear_probe/letters": "probe_images/letters",
+            "image_to_text_recall_at_1": "val_pairs",
+            "plan_pointing_accuracy": "located_words",
+        }.items():
+            counted = metrics[rate] * metrics[images]
+            assert counted == pytest.approx(round(counted), abs=1e-3), f"{rate} is not a share of the {images}"
         for key in keys - {"targets_hit", "targets", "seconds_per_epoch"}:
             assert 0 <= metrics[key] <= 1 or "mass_ratio" in key, key
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from otclib import figures, metrics
-from otclib.experiments import pages, tables
+from otclib.experiments import pages, records, tables
 from otclib.experiments.claims import claims
 from otclib.runs import seconds_until_safe
 
@@ -107,6 +107,40 @@ def test_paired_differences_by_hand():
     assert metrics.paired([0.9], [0.4]) == (pytest.approx(0.5), -np.inf, np.inf), "one seed says nothing of the spread"
     with pytest.raises(ValueError, match="got 1 and 2"):
         metrics.paired([1.0], [1.0, 2.0])
+
+
+def test_wilson_bounds_by_hand():
+    z2 = 1.959964**2  # of the normal distribution, 97.5 %
+    assert metrics.wilson(0, 1946) == (pytest.approx(0, abs=1e-12), pytest.approx(z2 / (1946 + z2), rel=1e-6))
+    centre, half = (3 + z2 / 2) / (20 + z2), (z2 * (3 * 17 / 20 + z2 / 4)) ** 0.5 / (20 + z2)
+    assert metrics.wilson(3, 20) == pytest.approx((centre - half, centre + half), rel=1e-6)
+    assert metrics.wilson(3, 20, 0.99)[1] > metrics.wilson(3, 20)[1]
+    for wrong in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="got {} of {}".format(*wrong)):
+            metrics.wilson(*wrong)
+
+
+def test_a_bound_is_over_all_images_of_all_seeds():
+    runs = [{"attack_success_rate": hits / n, "triggered_images": n} for hits, n in ((0, 90), (2, 110))]
+    pooled = 100 * metrics.wilson(2, 200)[1]  # 3.57 %
+    assert metrics.at_most("attack_success_rate", runs) == "≤ 3.6 %" and 3.5 < pooled < 3.6, "rounded up"
+    assert metrics.at_most("attack_success_rate", [*runs, {"attack_success_rate": 0.0}]) == "", "an older record"
+    assert metrics.at_most("attack_success_rate", [*runs, {"attack_success_rate": None, "triggered_images": 0}]) == ""
+    assert metrics.at_most("attack_success_rate", [{"attack_success_rate": 1.0, "triggered_images": 9}]) == ""
+    assert metrics.at_most("zero_shot_top1", [{"zero_shot_top1": 0.5, "test_images": 9}]) == "", "no attack's success"
+    of_kind = {"attack_success_rate/badnets": 0.5, "triggered_images/badnets": 40, "triggered_images": 7}
+    assert metrics.at_most("attack_success_rate/badnets", [of_kind]) == "≤ 65 %", "20 of 40: at most 64.8 %"
+
+
+def test_tables_bound_the_attacks_success():
+    same = {"defense": "clip", "attack": "badnets", "rate": 0.01, "variant": "full", "dataset": "scenes"}
+    old = [same | {"seed": k, "attack_success_rate": 0.0} for k in range(3)]
+    new = [r | {"triggered_images": 1946} for r in old]
+    for text in (tables.attack_table, tables.worlds_table, tables.ablation_table, records.table):
+        assert "0.0, ≤ 0.066 %" in text(new) and "95 % Wilson" in text(new)
+        assert "| 0.0" in text(old) and "≤" not in text(old)
+    dose = {"poison_rate/badnets": 0.005, "poison_rate/targeted": 0.02, "pairs": 12_000, "targets": 16, "dose": 1}
+    assert "| 0, ≤ 20 % |" in tables.dose_table([old[0] | dose | {"targets_hit": 0}])
 
 
 def test_differences_are_of_the_same_seeds():

@@ -64,7 +64,9 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
 
 @torch.no_grad()
 def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> dict:
-    """Return recall at 1, 5 and 10 between images and captions by pooled cosine; equal captions count as one.
+    """Return recall at 1, 5 and 10 between images and captions of ``val_pairs`` pairs by pooled cosine.
+
+    Equal captions count as one.
 
     Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
     """
@@ -75,7 +77,7 @@ def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> di
     said = torch.tensor([number[caption] for caption in captions])
     same = said[:, None] == said[None]
     similarity = (image @ text.T).cpu()
-    out: dict[str, float] = {}
+    out: dict[str, float] = {"val_pairs": len(captions)}
     for name, order in ("image_to_text", similarity), ("text_to_image", similarity.T):
         found = same.gather(1, order.topk(min(10, len(captions)), dim=1).indices)
         out |= {f"{name}_recall_at_{k}": float(found[:, :k].any(1).float().mean()) for k in (1, 5, 10)}

@@ -50,17 +50,29 @@ def table(runs: Iterable[str | Path | dict]) -> str:
     """Return a Markdown table, one column per defence: the value, or mean and range over seeds."""
     groups = grouped(runs)
     first = next(iter(groups.values()))[0]
-    return metric_table(groups, [*ROWS, *(key for key in first if key.startswith(("poison_count/", "poison_rate/")))])
+    doses = [key for key in first if key.startswith(("poison_count/", "poison_rate/"))]
+    return explained(metric_table(groups, [*ROWS, *doses]))
 
 
 def metric_table(columns: Mapping[str, Sequence[dict]], keys: Iterable[str]) -> str:
     """Return a Markdown table: a row per metric that some run has, a column per group of runs."""
     rows = {}
     for metric in map(metrics.of, keys):
-        cells = [metric.summary(r.get(metric.key) for r in runs) for runs in columns.values()]
+        cells = [measured(metric, runs) for runs in columns.values()]
         if any(cells):
             rows[metric.title] = cells
     return markdown(rows, list(columns))
+
+
+def measured(metric: metrics.Metric, runs: Sequence[dict]) -> str:
+    """Return a cell: the mean of a metric and its range over runs, and of an attack's success ``metrics.at_most``."""
+    return ", ".join(filter(None, (metric.summary(r.get(metric.key) for r in runs), metrics.at_most(metric.key, runs))))
+
+
+def explained(text: str) -> str:
+    """Return a table, and below it the meaning of ≤ if it has that sign."""
+    said = "≤: the upper end of the 95 % Wilson interval of the rate, over all images of all seeds."
+    return f"{text}\n\n{said}" if "≤" in text else text
 
 
 def markdown(rows: Mapping[str, Sequence] | Sequence[Sequence], heads: Sequence[str], left: int = 1) -> str:

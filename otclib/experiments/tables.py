@@ -15,7 +15,7 @@ import yaml
 from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.claims import claims
-from otclib.experiments.records import beside, made_by, markdown, metric_table, order, select
+from otclib.experiments.records import beside, explained, made_by, markdown, measured, metric_table, order, select
 from otclib.figures.systems import amount_planted
 
 COSTS = (  # of the table of what the defences cost
@@ -76,11 +76,12 @@ def published() -> dict:
 
 
 def success(runs: list[dict]) -> str:
-    """Return a cell's attack success: targets hit, or ASR in %; with the number of seeds if fewer than three."""
+    """Return a cell's attack success: targets hit, or ASR in %; its bound; the number of seeds if fewer than three."""
     few = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < 3 else ""
     if runs and "targets_hit" in runs[0]:
-        return "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each" + few
-    return metrics.of("attack_success_rate").summary(r.get("attack_success_rate") for r in runs) + few
+        hits = "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each"
+        return ", ".join(filter(None, (hits, metrics.at_most("targets_hit", runs)))) + few
+    return measured(metrics.of("attack_success_rate"), runs) + few
 
 
 def attack_table(records: list[dict]) -> str:
@@ -110,7 +111,7 @@ def attack_table(records: list[dict]) -> str:
     rows["*published, backdoors in general*"] = ["", *general, ""]
     heads = ["planted", *(look(d).label for d in defenses), "clean model"]
     cited_here = "; ".join(f"[{k}] {source}" for source, k in sources.items())
-    return f"{markdown(rows, heads)}\n\n*Published*, on other data: {cited_here}."
+    return f"{explained(markdown(rows, heads))}\n\n*Published*, on other data: {cited_here}."
 
 
 def planted(runs: list[dict]) -> str:
@@ -128,11 +129,11 @@ def worlds_table(records: list[dict]) -> str:
         for attack in order(records, "attack"):
             for defense in order(records, "defense"):
                 if runs := select(records, dataset=dataset, attack=attack, defense=defense):
-                    cells = [metric.summary(r.get(metric.key) for r in runs) for metric in found]
+                    cells = [measured(metric, runs) for metric in found]
                     dose = planted(runs) if any(r["rate"] for r in runs) else ""
                     rows.append([dataset, attack, dose, look(defense).label, *cells, len(runs)])
     heads = ["data set", "dose", "planted", "system", *(metric.title for metric in found), "seeds"]
-    parts = [markdown(rows, heads, left=4)]
+    parts = [explained(markdown(rows, heads, left=4))]
     if differences := differences_table(records, "otcclip", "clip", DIFFERENCES):
         said = "OTCCLIP minus undefended CLIP on the same seeds: mean difference, and its 95 % interval by Student's t"
         parts += [f"{said} (shares in points).", differences]
@@ -238,8 +239,9 @@ def ablation_table(records: list[dict]) -> str:
     found, rows = [metrics.of(key) for key in ABLATED], {}
     for variant in order(records, "variant"):
         runs = select(records, variant=variant)
-        rows[variant] = [len(runs), *(metric.summary(r.get(metric.key) for r in runs) for metric in found)]
-    return f"{markdown(rows, ['seeds', *(metric.title for metric in found)])}\n\nMade by {made_by(records)}."
+        rows[variant] = [len(runs), *(measured(metric, runs) for metric in found)]
+    table = explained(markdown(rows, ["seeds", *(metric.title for metric in found)]))
+    return f"{table}\n\nMade by {made_by(records)}."
 
 
 def dose_table(records: list[dict]) -> str:
@@ -247,8 +249,8 @@ def dose_table(records: list[dict]) -> str:
     found, rows = [metrics.of(k) for k in ("attack_success_rate", "targets_hit", "zero_shot_top1")], []
     for dose in sorted({r["dose"] for r in records}):
         runs = select(records, dose=dose)
-        asr, hits, accuracy = (metric.summary(r.get(metric.key) for r in runs) for metric in found)
+        asr, hits, accuracy = (measured(metric, runs) for metric in found)
         share, amount = metrics.summary([r["poison_rate/badnets"] for r in runs], 100, 2), amount_planted(runs[0])
         rows.append([amount["pairs"], share, asr, amount["copies"], hits, accuracy, len(runs)])
     heads = ["triggered pairs", "% of all", "BadNets ASR, %", "copies per image", "targets hit, of 16", "zero-shot, %"]
-    return f"{markdown(rows, [*heads, 'seeds'], left=0)}\n\nMade by {made_by(records)}."
+    return f"{explained(markdown(rows, [*heads, 'seeds'], left=0))}\n\nMade by {made_by(records)}."
