@@ -261,6 +261,38 @@ def test_separation_by_hand():
     assert evaluation.separation(Dataset.from_dict(table), None)["poison_auroc"] is None
 
 
+def test_separation_of_each_attack_by_hand():
+    """Two of three targeted pairs are flagged, one of two triggered ones, and two of four clean ones."""
+    fate = {"t1": "left out", "t2": "re-matched", "t3": "kept", "b1": "left out", "b2": "kept"}
+    fate |= {"c1": "left out", "c2": "risky", "c3": "kept", "c4": "kept"}
+    distance = {"t1": 0.9, "t2": 0.8, "t3": 0.7, "b1": 0.45, "b2": 0.1, "c1": 0.6, "c2": 0.5, "c3": 0.3, "c4": 0.2}
+    table = {"id": list(fate), "own_distance": [distance[id] for id in fate], "fate": list(fate.values())}
+    kinds = {id: {"t": "targeted", "b": "badnets"}[id[0]] for id in fate if id[0] != "c"}
+    manifest = Dataset.from_dict({"id": list(kinds), "kind": list(kinds.values())})
+    out = evaluation.separation(Dataset.from_dict(table), manifest)
+    assert out["poison_recall"] == 3 / 5 and out["poison_precision"] == 3 / 5 and out["clean_kept"] == 1 / 2
+    expected = {
+        "poison_auroc/targeted": 1.0,
+        "poison_auroc/badnets": 2 / 8,  # b1 is farther than c3 and c4; b2 is nearest of all
+        "poison_recall/targeted": 2 / 3,
+        "poison_recall/badnets": 1 / 2,
+        "poison_precision/targeted": 2 / 4,  # t1, t2 of t1, t2, c1, c2: b1 is not clean, so it does not count
+        "poison_precision/badnets": 1 / 3,
+        "poison_kept/targeted": pytest.approx(1 / 3),
+        "poison_kept/badnets": 1 / 2,
+    }
+    assert {key: out[key] for key in expected} == expected
+    of_run = {"defense": "otcclip", **out}
+    assert "| poison AUROC, badnets | 0.250 |" in records.table([of_run]), "with the digits of the metric itself"
+    assert "| planted pairs kept, targeted, % | 33.3 |" in records.table([of_run])
+    alone = evaluation.separation(Dataset.from_dict(table), manifest.filter(lambda row: row["kind"] == "badnets"))
+    assert not [key for key in alone if key.startswith("poison_auroc/")], "one kind needs no part of its own"
+    only_b1 = table | {"fate": ["left out" if id == "b1" else "kept" for id in fate]}
+    out = evaluation.separation(Dataset.from_dict(only_b1), manifest)
+    assert out["poison_recall/targeted"] == 0 and out["poison_precision/targeted"] is None
+    assert out["poison_precision/badnets"] == 1
+
+
 def test_backdoor_z_score_by_hand():
     """Three images: cosines 0, 0.6, 0.8 without the trigger, all 1 with it."""
     plain = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])

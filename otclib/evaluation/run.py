@@ -111,8 +111,9 @@ def evaluate(
 
     - ``linear_probe/<set>`` on the drawn set or ``test``, on ``digits`` and on ``letters``, each tested on
       ``probe_images/<set>`` images
-    - ``poison_auroc``, ``poison_recall``, ``poison_precision``, ``poison_kept``, ``clean_kept``,
-      ``poison_count/<kind>`` and ``poison_rate/<kind>``, see ``separation``
+    - ``poison_auroc``, ``poison_recall``, ``poison_precision``, ``poison_kept``, and if several kinds of attack are
+      planted also these four of each kind, such as ``poison_auroc/<kind>``; ``clean_kept``, ``poison_count/<kind>`` and
+      ``poison_rate/<kind>``, see ``separation``
     - ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``
     - ``head_top1`` and ``head_attack_success_rate``, of cleanclip-supervised's head
 

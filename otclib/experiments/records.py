@@ -50,8 +50,8 @@ def table(runs: Iterable[str | Path | dict]) -> str:
     """Return a Markdown table, one column per defence: the value, or mean and range over seeds."""
     groups = grouped(runs)
     first = next(iter(groups.values()))[0]
-    doses = [key for key in first if key.startswith(("poison_count/", "poison_rate/"))]
-    return explained(metric_table(groups, [*ROWS, *doses]))
+    of_kinds = [key for key in first if key.startswith("poison_") and "/" in key]
+    return explained(metric_table(groups, [*ROWS, *of_kinds]))
 
 
 def metric_table(columns: Mapping[str, Sequence[dict]], keys: Iterable[str]) -> str:
