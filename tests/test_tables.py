@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from otclib import figures, metrics
+from otclib.defenses import look
 from otclib.experiments import pages, records, tables
 from otclib.experiments.claims import claims
 from otclib.runs import seconds_until_safe
@@ -52,7 +53,7 @@ def test_published_figures_are_marked_and_have_a_source():
     assert figures.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
 
 
-def test_claims_hold_only_if_they_do_in_every_run():
+def test_claims_hold_in_the_seeds_in_which_they_do_in_every_run():
     def run(defense, attack, seed, accuracy, asr, seconds):
         record = {"defense": defense, "attack": attack, "seed": seed, "zero_shot_top1": accuracy}
         return record | {"attack_success_rate": asr, "seconds_until_safe": seconds, "linear_probe/digits": accuracy}
@@ -63,27 +64,44 @@ def test_claims_hold_only_if_they_do_in_every_run():
 
     def verdicts(of):
         rows = [line.split("|") for line in claims(of).splitlines()[2:]]
-        return {row[1].strip(): row[4].strip() for row in rows}
+        return {row[1].strip(): row[5].strip() for row in rows if len(row) > 5}
 
     found = verdicts(records)
-    assert found["undefended, badnets: ASR at least 90 %"] == "yes"
-    assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "yes"
-    assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "yes"
-    assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "yes"
-    assert found["OTCCLIP (reconstruction): success 0 % in most cases"] == "yes"
-    assert found["CleanCLIP at least halves a backdoor"] == "yes"
-    assert found["... at under 1 point of zero-shot accuracy"] == "**no** (0 of 1)", "it costs 2"
+    assert found["undefended, badnets: ASR at least 90 %"] == "in 1 of 1 seed"
+    assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "in 1 of 1 seed"
+    assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "in 1 of 1 seed"
+    assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "in 1 of 1 seed"
+    assert found["OTCCLIP (reconstruction): success 0 % in most cases"] == "in 1 of 1 seed"
+    assert found["CleanCLIP at least halves a backdoor"] == "in 1 of 1 seed"
+    assert found["... at under 1 point of zero-shot accuracy"] == "**in 0 of 1 seed**", "it costs 2"
     assert found["SafeCLIP: no targeted image hit"] == "not run"
-    assert found["RoCLIP, badnets: ASR at most 2 %"] == "**no** (0 of 1)"
+    assert found["RoCLIP, badnets: ASR at most 2 %"] == "**in 0 of 1 seed**"
     more = [run("otcclip", "badnets", 1, 0.99, 0.03, None), run("roclip", "badnets", 1, 0.995, 0.5, 300)]
     worse = verdicts([*records, *more, run("clip", "badnets", 1, 0.9, 0.8, None)])
-    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no** (1 of 2)"
-    assert worse["undefended, badnets: ASR at least 90 %"] == "**no** (1 of 2)"
-    assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**no** (1 of 2)", "better on average is not enough"
-    assert worse["OTCCLIP (reconstruction): success 0 % in most cases"].startswith("**no**")
+    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**in 1 of 2 seeds**"
+    assert worse["undefended, badnets: ASR at least 90 %"] == "**in 1 of 2 seeds**"
+    assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**in 1 of 2 seeds**", "better on average is not enough"
+    assert worse["OTCCLIP (reconstruction): success 0 % in most cases"] == "**in 1 of 2 seeds**"
     never = [run("otcclip", "badnets", 0, 0.9, 0.5, None), run("roclip", "badnets", 0, 0.9, 0.5, None)]
     assert verdicts(never)["OTCCLIP accurate and safe sooner than RoCLIP"] == "undecided", "neither ever was"
-    assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**no** (1 of 2)"
+    assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**in 1 of 2 seeds**"
+    blended = [run("otcclip", "blended", 0, 0.8, 0.0, None), run("roclip", "blended", 0, 0.9, 0.5, None)]
+    two = verdicts([*records, *blended])
+    assert two["OTCCLIP's zero-shot above RoCLIP's"] == "**in 0 of 1 seed (1 of 2 runs)**", "in every run of a seed"
+
+
+def test_a_claim_about_two_systems_has_their_difference_on_the_same_seeds():
+    """Under two attacks OTCCLIP leads by 1 and 3 points on seed 0, by 5 and 7 on seed 1; seed 2 has no partner."""
+    same = {"attack": "badnets"}
+    records = [same | {"defense": "otcclip", "seed": 2, "zero_shot_top1": 0.1}]
+    for seed, lead in ((1, (0.05, 0.07)), (0, (0.01, 0.03))):
+        for attack, points in zip(("badnets", "blended"), lead):
+            for defense, accuracy in (("otcclip", 0.5 + points), ("roclip", 0.5)):
+                records.append({"attack": attack, "defense": defense, "seed": seed, "zero_shot_top1": accuracy})
+    row = next(line for line in claims(records).splitlines() if "OTCCLIP's zero-shot above RoCLIP's" in line)
+    mean, low, high = (100 * v for v in metrics.paired([0.06, 0.02], [0.0, 0.0]))  # two seeds, not four runs
+    expected = f"| {mean:+.1f} [{low:+.1f}, {high:+.1f}] | in 2 of 2 seeds (4 of 4 runs) |"
+    assert mean == pytest.approx(4) and row.endswith(expected), row
 
 
 @pytest.mark.parametrize("record", pages.PAGES)
@@ -154,3 +172,8 @@ def test_differences_are_of_the_same_seeds():
     assert row == "| emoji | least | -10.0 [-10.0, -10.0] | | 3 |", "by seed and not by place; 7 has no partner"
     assert tables.differences_table(ours, "otcclip", "clip", keys) == ""
     assert "minus" not in tables.worlds_table([r | {"rate": 0.0} for r in ours])
+    third = [run("roclip", k, zero_shot_top1=0.3) for k in range(3)]
+    page = tables.worlds_table([r | {"rate": 0.0} for r in (*theirs, *ours, *third)])
+    said = [line.split(", on the same")[0] for line in page.splitlines() if " minus " in line]
+    labels = [look(name).label for name in ("clip", "otcclip", "roclip")]
+    assert said == [f"{labels[k]} minus {labels[j]}" for j, k in ((0, 1), (0, 2), (1, 2))], "each minus all before it"

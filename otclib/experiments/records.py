@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from otclib import metrics
@@ -98,8 +99,8 @@ def select(records: list[dict], **where: object) -> list[dict]:
     return [r for r in records if all(r.get(k) == v for k, v in where.items())]
 
 
-def beside(records: list[dict], defense: str, other: Mapping[str, object], key: str, **where: object) -> list[tuple]:
-    """Return a metric of two systems, run by run: those of the same data set, attack and seed that both measured.
+def beside(records: list[dict], defense: str, other: Mapping[str, object], **where: object) -> list[tuple[dict, dict]]:
+    """Return the records of two systems, run by run: those of the same data set, attack and seed.
 
     ``other`` is what the partner has instead: ``{"defense": "clip"}``, or ``{"defense": "clip", "attack": "none"}`` for
     the undefended model without poison. ``where`` selects the runs of ``defense``.
@@ -107,8 +108,26 @@ def beside(records: list[dict], defense: str, other: Mapping[str, object], key: 
     out = []
     for r in select(records, defense=defense, **where):
         same = {k: r.get(k) for k in ("dataset", "attack", "seed")} | dict(other)
-        out += [(r[key], o[key]) for o in select(records, **same) if key in r and key in o]
+        out += [(r, o) for o in select(records, **same)]
     return out
+
+
+def difference(metric: metrics.Metric, pairs: Iterable[tuple[dict, dict]]) -> str:
+    """Return the mean difference of a metric with its interval (``metrics.paired``), as text; empty if not measured.
+
+    ``pairs`` are records of two systems (``beside``). What one seed gives under several attacks counts once, as a mean,
+    because the seeds are what is drawn independently. One seed has no interval.
+    """
+    by_seed: dict[int, list[tuple]] = {}
+    for r, o in pairs:
+        both = r.get(metric.key), o.get(metric.key)
+        if None not in both:
+            by_seed.setdefault(r["seed"], []).append(both)
+    if not by_seed:
+        return ""
+    ours, theirs = zip(*(np.mean(of_seed, axis=0) for of_seed in by_seed.values()))
+    mean, low, high = (f"{metric.factor * v:+.{metric.digits}f}" for v in metrics.paired(ours, theirs))
+    return f"{mean} [{low}, {high}]" if len(by_seed) > 1 else mean
 
 
 def order(records: list[dict], key: str) -> list[str]:
