@@ -1,14 +1,16 @@
 """What is made of records: tables, claims, and the pages of the book."""
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from otclib import figures, metrics
-from otclib.defenses import look
-from otclib.experiments import pages, records, tables
+from otclib.defenses import DEFENSES, look
+from otclib.experiments import options, pages, records, tables
 from otclib.experiments.claims import claims
 from otclib.runs import seconds_until_safe
 
@@ -109,6 +111,36 @@ def test_the_book_shows_the_committed_records(record):
     page, text, _ = pages.PAGES[record]
     records = json.loads((ROOT / "figures" / f"{record}.json").read_text())
     assert text(records) in (ROOT / "book" / "results" / f"{page}.md").read_text()
+
+
+def test_the_book_shows_every_option_of_every_defence():
+    text = options.options_table()
+    assert text in (ROOT / "book" / "results" / "options.md").read_text(), "make pages"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    told = {(defense, option.strip("`")): ours for defense, option, _, _, ours, *_ in rows}
+    known = {(name, f.name): f.default for name, kind in DEFENSES.items() for f in fields(kind)}
+    assert {key: str(value).lower() for key, value in known.items()} == told
+    for defense, option, published, source, _, reason, seeds in rows:
+        assert source and reason and seeds, f"{defense}.{option} has an empty cell"
+        assert bool(published) != (source == "none found"), f"{defense}.{option}: a value has a source"
+
+
+def test_an_option_without_a_row_is_refused(monkeypatch):
+    @dataclass
+    class More(DEFENSES["otcclip"]):
+        sharper: float = 1.0
+
+    monkeypatch.setitem(DEFENSES, "more", More)
+    with pytest.raises(ValueError, match="the fields of more differ in sharper"):
+        options.options_table()
+    row = {"published": "2", "source": "paper", "reason": "none", "seeds": "none"}
+    found = yaml.safe_load(options.FILE.read_text())
+    monkeypatch.setattr(options.yaml, "safe_load", lambda text: found | {"more": {"sharper": row}})
+    assert "| more | `sharper` | 2 | paper | 1.0 |" in options.options_table(), "and the other rows are its parent's"
+    assert "| more | `reg` | Sinkhorn" in options.options_table()
+    monkeypatch.setattr(options.yaml, "safe_load", lambda text: found | {"more": {"sharper": row | {"why": ""}}})
+    with pytest.raises(ValueError, match="more.sharper in options.yaml has .*why"):
+        options.options_table()
 
 
 def test_the_dose_table_by_hand():
