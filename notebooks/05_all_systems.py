@@ -116,7 +116,7 @@ Markdown(tables.utility_table(records))
 # %% [markdown]
 # ## The papers' claims
 #
-# A claim holds if it holds here in every run that it speaks of. The claims of the abstracts were made on other data.
+# A claim holds in a seed if it holds in every run of that seed. The claims of the abstracts were made on other data.
 # Two claims about OTCCLIP are known only from a third party's summary, which we could not verify.
 
 # %%

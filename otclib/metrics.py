@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -19,6 +20,7 @@ class Metric:
     better: str = ""  # "higher" or "lower", or neither
     digits: int = 1
     short: str = ""  # in the one line of an epoch
+    total: str = ""  # of an attack's success: the key of the number of images that it is measured on
 
     @property
     def factor(self) -> float:
@@ -82,21 +84,64 @@ def paired(values: Sequence[float], others: Sequence[float], level: float = 0.95
     return mean, mean - half, mean + half
 
 
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval (low, high) of a rate of which ``successes`` in ``n`` trials were seen.
+
+    The interval is two-sided, and its ends are shares in [0, 1]. It is not empty where no success was seen:
+
+    >>> print("at most {:.2%}".format(wilson(0, 1946)[1]))
+    at most 0.20%
+
+    Raises
+    ------
+    ValueError : there is no trial, or ``successes`` does not lie between 0 and ``n``.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"a rate has at least one trial and no more successes than trials, got {successes} of {n}")
+    low, high = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(low), float(high)
+
+
+def at_most(key: str, runs: Sequence[Mapping]) -> str:
+    """Return, as text, the upper end of the 95 % Wilson interval of an attack's rate, over all images of all runs.
+
+    It is rounded up to two digits. The text is empty if that is 100 %, for other metrics (without ``total``), and if a
+    run lacks the value or the number of its images, as records of earlier code do. The interval takes the runs to have
+    one rate. The range over seeds says whether they do.
+
+    >>> at_most("attack_success_rate", [{"attack_success_rate": 0.0, "triggered_images": 1946}] * 3)
+    '≤ 0.066 %'
+    >>> at_most("targets_hit", [{"targets_hit": 1, "targets": 16}, {"targets_hit": 0, "targets": 16}])
+    '≤ 16 %'
+    """
+    metric = of(key)
+    counted = [(run.get(key), run.get(metric.total)) for run in runs]
+    if not counted or any(None in pair for pair in counted):
+        return ""
+    successes = sum(round(value * n) if metric.unit else value for value, n in counted)
+    percent = 100 * wilson(successes, sum(n for _, n in counted))[1]
+    digits = max(0, 1 - math.floor(math.log10(percent)))
+    bound = math.ceil(percent * 10**digits) / 10**digits
+    return f"≤ {bound:.{digits}f} %" if bound < 100 else ""
+
+
 _ALL = (
     Metric("zero_shot_top1", "zero-shot accuracy", "%", "higher", short="zero-shot"),
-    Metric("attack_success_rate", "backdoor success (ASR)", "%", "lower", short="ASR"),
+    Metric("attack_success_rate", "backdoor success (ASR)", "%", "lower", short="ASR", total="triggered_images"),
     Metric("untriggered_target_rate", "ASR without the trigger", "%"),
     Metric("clean_model_rate", "ASR on a clean model", "%"),
     Metric("triggered_top1", "triggered images still called what they show", "%", "higher"),
     Metric("clean_model_triggered_top1", "... called so by a clean model", "%"),
-    Metric("targets_hit", "targeted images hit", "", "lower"),
+    Metric("test_images", "test images", "", digits=0),
+    Metric("triggered_images", "triggered images of another class than the target", "", digits=0),
+    Metric("targets_hit", "targeted images hit", "", "lower", total="targets"),
     Metric("targets", "targeted images", "", digits=0),
     Metric("targets_right", "targeted images called what they show", "", "higher"),
     Metric("clean_model_hits", "targeted images hit on a clean model", ""),
     Metric("backdoor_z_score", "backdoor z-score", "", "lower"),
     Metric("clean_model_z_score", "backdoor z-score of a clean model", ""),
     Metric("head_top1", "accuracy of the linear head", "%", "higher"),
-    Metric("head_attack_success_rate", "ASR of the linear head", "%", "lower"),
+    Metric("head_attack_success_rate", "ASR of the linear head", "%", "lower", total="triggered_images"),
     Metric("poison_auroc", "poison AUROC", "", "higher", 3),
     Metric("poison_recall", "poison flagged: recall", "", "higher", 2),
     Metric("poison_precision", "poison flagged: precision", "", "higher", 2),
@@ -108,6 +153,9 @@ _ALL = (
     Metric("linear_probe/letters", "linear probe, letters", "%", "higher"),
     Metric("image_to_text_recall_at_1", "image-to-text R@1", "%", "higher"),
     Metric("text_to_image_recall_at_1", "text-to-image R@1", "%", "higher"),
+    Metric("val_pairs", "pairs of the retrieval", "", digits=0),
+    Metric("probe_images", "images on which the probe is tested", "", digits=0),
+    Metric("located_words", "words whose object is located", "", digits=0),
     Metric("mass_chance", "pointing by chance", "%"),
     Metric("plan_pointing_accuracy", "plan pointing", "%", "higher"),
     Metric("cosine_pointing_accuracy", "cosine pointing", "%", "higher"),
@@ -144,7 +192,9 @@ def of(key: str) -> Metric:
     if slash and name == "poison_count":
         return Metric(key, f"{kind} planted", "pairs", digits=0)
     if slash and name in METRICS:
-        return Metric(key, f"{METRICS[name].label}, {kind}", METRICS[name].unit, METRICS[name].better)
+        whole = METRICS[name]
+        total = whole.total and f"{whole.total}/{kind}"
+        return replace(whole, key=key, label=f"{whole.label}, {kind}", short="", total=total)
     raise KeyError(f"unknown metric {key!r}: there are {', '.join(METRICS)}")
 
 

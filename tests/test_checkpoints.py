@@ -206,6 +206,7 @@ def test_weights_of_a_run_are_judged_as_the_run_is(runs, little, tmp_path):
         key for key in own if key.startswith(("zero", "attack", "untr", "trig", "targets", "back", "image", "text"))
     }
     keys |= {key for key in own if key.startswith(("plan", "cosine", "softmax", "mass"))}
+    keys |= {"test_images", "val_pairs", "located_words"}
     assert len(keys) > 20 and {key: found[key] for key in keys} == {key: own[key] for key in keys}
     assert set(found) == keys | {"weights", "model"} and found["model"] == "small"
     assert json.loads(out.read_text()) == found

@@ -70,6 +70,7 @@ def test_attack_metrics_with_an_oracle(monkeypatch, pairs, small):
     assert out["zero_shot_top1"] == 1.0
     assert out["attack_success_rate"] == pytest.approx(sum(k % 4 != 0 for k in others) / len(others))
     assert out["untriggered_target_rate"] == 0.0
+    assert out["test_images"] == 40 and out["triggered_images"] == len(others) < 40
 
 
 def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs, small):
@@ -92,6 +93,9 @@ def test_two_backdoors_of_a_kind_are_told_apart(monkeypatch, pairs, small):
         out = evaluation.attack_metrics(small[0], None, manifest, test, plain)
         assert out["attack_success_rate"] == 1.0 and out["backdoor"] == f"badnets-{strong}"
         assert out[f"attack_success_rate/badnets-{weak}"] == 0.0
+        for target in (strong, weak):
+            assert out[f"triggered_images/badnets-{target}"] == sum(label != target for label in test["label"]) < 20
+        assert out["triggered_images"] == out[f"triggered_images/badnets-{strong}"]
         other = evaluation.attack_metrics(small[0], None, manifest, test, plain, f"badnets-{weak}")
         assert other["attack_success_rate"] == 0.0, "a clean model is asked for the run's backdoor"
 
@@ -131,6 +135,19 @@ def test_metrics_of_a_run(runs):
         assert all(not isinstance(v, (list, dict)) for v in metrics.values())
         assert metrics["targets"] == 4 and 0 <= metrics["targets_hit"] <= 4
         assert metrics["poison_rate/targeted"] == 12 / metrics["pairs"]
+        for rate, images in {
+            "zero_shot_top1": "test_images",
+            "attack_success_rate": "triggered_images",
+            "untriggered_target_rate": "triggered_images",
+            "triggered_top1": "triggered_images",
+            "linear_probe/scenes": "probe_images/scenes",
+            "linear_probe/digits": "probe_images/digits",
+            "linear_probe/letters": "probe_images/letters",
+            "image_to_text_recall_at_1": "val_pairs",
+            "plan_pointing_accuracy": "located_words",
+        }.items():
+            counted = metrics[rate] * metrics[images]
+            assert counted == pytest.approx(round(counted), abs=1e-3), f"{rate} is not a share of the {images}"
         for key in keys - {"targets_hit", "targets", "seconds_per_epoch"}:
             assert 0 <= metrics[key] <= 1 or "mass_ratio" in key, key
 
@@ -242,6 +259,38 @@ def test_separation_by_hand():
     untouched = evaluation.separation(Dataset.from_dict(table | {"fate": ["kept"] * 4}), manifest)
     assert untouched["poison_recall"] is None and untouched["poison_precision"] is None
     assert evaluation.separation(Dataset.from_dict(table), None)["poison_auroc"] is None
+
+
+def test_separation_of_each_attack_by_hand():
+    """Two of three targeted pairs are flagged, one of two triggered ones, and two of four clean ones."""
+    fate = {"t1": "left out", "t2": "re-matched", "t3": "kept", "b1": "left out", "b2": "kept"}
+    fate |= {"c1": "left out", "c2": "risky", "c3": "kept", "c4": "kept"}
+    distance = {"t1": 0.9, "t2": 0.8, "t3": 0.7, "b1": 0.45, "b2": 0.1, "c1": 0.6, "c2": 0.5, "c3": 0.3, "c4": 0.2}
+    table = {"id": list(fate), "own_distance": [distance[id] for id in fate], "fate": list(fate.values())}
+    kinds = {id: {"t": "targeted", "b": "badnets"}[id[0]] for id in fate if id[0] != "c"}
+    manifest = Dataset.from_dict({"id": list(kinds), "kind": list(kinds.values())})
+    out = evaluation.separation(Dataset.from_dict(table), manifest)
+    assert out["poison_recall"] == 3 / 5 and out["poison_precision"] == 3 / 5 and out["clean_kept"] == 1 / 2
+    expected = {
+        "poison_auroc/targeted": 1.0,
+        "poison_auroc/badnets": 2 / 8,  # b1 is farther than c3 and c4; b2 is nearest of all
+        "poison_recall/targeted": 2 / 3,
+        "poison_recall/badnets": 1 / 2,
+        "poison_precision/targeted": 2 / 4,  # t1, t2 of t1, t2, c1, c2: b1 is not clean, so it does not count
+        "poison_precision/badnets": 1 / 3,
+        "poison_kept/targeted": pytest.approx(1 / 3),
+        "poison_kept/badnets": 1 / 2,
+    }
+    assert {key: out[key] for key in expected} == expected
+    of_run = {"defense": "otcclip", **out}
+    assert "| poison AUROC, badnets | 0.250 |" in records.table([of_run]), "with the digits of the metric itself"
+    assert "| planted pairs kept, targeted, % | 33.3 |" in records.table([of_run])
+    alone = evaluation.separation(Dataset.from_dict(table), manifest.filter(lambda row: row["kind"] == "badnets"))
+    assert not [key for key in alone if key.startswith("poison_auroc/")], "one kind needs no part of its own"
+    only_b1 = table | {"fate": ["left out" if id == "b1" else "kept" for id in fate]}
+    out = evaluation.separation(Dataset.from_dict(only_b1), manifest)
+    assert out["poison_recall/targeted"] == 0 and out["poison_precision/targeted"] is None
+    assert out["poison_precision/badnets"] == 1
 
 
 def test_backdoor_z_score_by_hand():

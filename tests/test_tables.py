@@ -1,13 +1,16 @@
 """What is made of records: tables, claims, and the pages of the book."""
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from otclib import figures, metrics
-from otclib.experiments import pages, tables
+from otclib.defenses import DEFENSES, look
+from otclib.experiments import options, pages, records, tables
 from otclib.experiments.claims import claims
 from otclib.runs import seconds_until_safe
 
@@ -52,7 +55,7 @@ def test_published_figures_are_marked_and_have_a_source():
     assert figures.ablation(records).axes[0].get_yticklabels()[1].get_text() == "global only"
 
 
-def test_claims_hold_only_if_they_do_in_every_run():
+def test_claims_hold_in_the_seeds_in_which_they_do_in_every_run():
     def run(defense, attack, seed, accuracy, asr, seconds):
         record = {"defense": defense, "attack": attack, "seed": seed, "zero_shot_top1": accuracy}
         return record | {"attack_success_rate": asr, "seconds_until_safe": seconds, "linear_probe/digits": accuracy}
@@ -63,27 +66,44 @@ def test_claims_hold_only_if_they_do_in_every_run():
 
     def verdicts(of):
         rows = [line.split("|") for line in claims(of).splitlines()[2:]]
-        return {row[1].strip(): row[4].strip() for row in rows}
+        return {row[1].strip(): row[5].strip() for row in rows if len(row) > 5}
 
     found = verdicts(records)
-    assert found["undefended, badnets: ASR at least 90 %"] == "yes"
-    assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "yes"
-    assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "yes"
-    assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "yes"
-    assert found["OTCCLIP (reconstruction): success 0 % in most cases"] == "yes"
-    assert found["CleanCLIP at least halves a backdoor"] == "yes"
-    assert found["... at under 1 point of zero-shot accuracy"] == "**no** (0 of 1)", "it costs 2"
+    assert found["undefended, badnets: ASR at least 90 %"] == "in 1 of 1 seed"
+    assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "in 1 of 1 seed"
+    assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "in 1 of 1 seed"
+    assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "in 1 of 1 seed"
+    assert found["OTCCLIP (reconstruction): success 0 % in most cases"] == "in 1 of 1 seed"
+    assert found["CleanCLIP at least halves a backdoor"] == "in 1 of 1 seed"
+    assert found["... at under 1 point of zero-shot accuracy"] == "**in 0 of 1 seed**", "it costs 2"
     assert found["SafeCLIP: no targeted image hit"] == "not run"
-    assert found["RoCLIP, badnets: ASR at most 2 %"] == "**no** (0 of 1)"
+    assert found["RoCLIP, badnets: ASR at most 2 %"] == "**in 0 of 1 seed**"
     more = [run("otcclip", "badnets", 1, 0.99, 0.03, None), run("roclip", "badnets", 1, 0.995, 0.5, 300)]
     worse = verdicts([*records, *more, run("clip", "badnets", 1, 0.9, 0.8, None)])
-    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**no** (1 of 2)"
-    assert worse["undefended, badnets: ASR at least 90 %"] == "**no** (1 of 2)"
-    assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**no** (1 of 2)", "better on average is not enough"
-    assert worse["OTCCLIP (reconstruction): success 0 % in most cases"].startswith("**no**")
+    assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**in 1 of 2 seeds**"
+    assert worse["undefended, badnets: ASR at least 90 %"] == "**in 1 of 2 seeds**"
+    assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**in 1 of 2 seeds**", "better on average is not enough"
+    assert worse["OTCCLIP (reconstruction): success 0 % in most cases"] == "**in 1 of 2 seeds**"
     never = [run("otcclip", "badnets", 0, 0.9, 0.5, None), run("roclip", "badnets", 0, 0.9, 0.5, None)]
     assert verdicts(never)["OTCCLIP accurate and safe sooner than RoCLIP"] == "undecided", "neither ever was"
-    assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**no** (1 of 2)"
+    assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**in 1 of 2 seeds**"
+    blended = [run("otcclip", "blended", 0, 0.8, 0.0, None), run("roclip", "blended", 0, 0.9, 0.5, None)]
+    two = verdicts([*records, *blended])
+    assert two["OTCCLIP's zero-shot above RoCLIP's"] == "**in 0 of 1 seed (1 of 2 runs)**", "in every run of a seed"
+
+
+def test_a_claim_about_two_systems_has_their_difference_on_the_same_seeds():
+    """Under two attacks OTCCLIP leads by 1 and 3 points on seed 0, by 5 and 7 on seed 1; seed 2 has no partner."""
+    same = {"attack": "badnets"}
+    records = [same | {"defense": "otcclip", "seed": 2, "zero_shot_top1": 0.1}]
+    for seed, lead in ((1, (0.05, 0.07)), (0, (0.01, 0.03))):
+        for attack, points in zip(("badnets", "blended"), lead):
+            for defense, accuracy in (("otcclip", 0.5 + points), ("roclip", 0.5)):
+                records.append({"attack": attack, "defense": defense, "seed": seed, "zero_shot_top1": accuracy})
+    row = next(line for line in claims(records).splitlines() if "OTCCLIP's zero-shot above RoCLIP's" in line)
+    mean, low, high = (100 * v for v in metrics.paired([0.06, 0.02], [0.0, 0.0]))  # two seeds, not four runs
+    expected = f"| {mean:+.1f} [{low:+.1f}, {high:+.1f}] | in 2 of 2 seeds (4 of 4 runs) |"
+    assert mean == pytest.approx(4) and row.endswith(expected), row
 
 
 @pytest.mark.parametrize("record", pages.PAGES)
@@ -91,6 +111,36 @@ def test_the_book_shows_the_committed_records(record):
     page, text, _ = pages.PAGES[record]
     records = json.loads((ROOT / "figures" / f"{record}.json").read_text())
     assert text(records) in (ROOT / "book" / "results" / f"{page}.md").read_text()
+
+
+def test_the_book_shows_every_option_of_every_defence():
+    text = options.options_table()
+    assert text in (ROOT / "book" / "results" / "options.md").read_text(), "make pages"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    told = {(defense, option.strip("`")): ours for defense, option, _, _, ours, *_ in rows}
+    known = {(name, f.name): f.default for name, kind in DEFENSES.items() for f in fields(kind)}
+    assert {key: str(value).lower() for key, value in known.items()} == told
+    for defense, option, published, source, _, reason, seeds in rows:
+        assert source and reason and seeds, f"{defense}.{option} has an empty cell"
+        assert bool(published) != (source == "none found"), f"{defense}.{option}: a value has a source"
+
+
+def test_an_option_without_a_row_is_refused(monkeypatch):
+    @dataclass
+    class More(DEFENSES["otcclip"]):
+        sharper: float = 1.0
+
+    monkeypatch.setitem(DEFENSES, "more", More)
+    with pytest.raises(ValueError, match="the fields of more differ in sharper"):
+        options.options_table()
+    row = {"published": "2", "source": "paper", "reason": "none", "seeds": "none"}
+    found = yaml.safe_load(options.FILE.read_text())
+    monkeypatch.setattr(options.yaml, "safe_load", lambda text: found | {"more": {"sharper": row}})
+    assert "| more | `sharper` | 2 | paper | 1.0 |" in options.options_table(), "and the other rows are its parent's"
+    assert "| more | `reg` | Sinkhorn" in options.options_table()
+    monkeypatch.setattr(options.yaml, "safe_load", lambda text: found | {"more": {"sharper": row | {"why": ""}}})
+    with pytest.raises(ValueError, match="more.sharper in options.yaml has .*why"):
+        options.options_table()
 
 
 def test_the_dose_table_by_hand():
@@ -109,6 +159,40 @@ def test_paired_differences_by_hand():
         metrics.paired([1.0], [1.0, 2.0])
 
 
+def test_wilson_bounds_by_hand():
+    z2 = 1.959964**2  # of the normal distribution, 97.5 %
+    assert metrics.wilson(0, 1946) == (pytest.approx(0, abs=1e-12), pytest.approx(z2 / (1946 + z2), rel=1e-6))
+    centre, half = (3 + z2 / 2) / (20 + z2), (z2 * (3 * 17 / 20 + z2 / 4)) ** 0.5 / (20 + z2)
+    assert metrics.wilson(3, 20) == pytest.approx((centre - half, centre + half), rel=1e-6)
+    assert metrics.wilson(3, 20, 0.99)[1] > metrics.wilson(3, 20)[1]
+    for wrong in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="got {} of {}".format(*wrong)):
+            metrics.wilson(*wrong)
+
+
+def test_a_bound_is_over_all_images_of_all_seeds():
+    runs = [{"attack_success_rate": hits / n, "triggered_images": n} for hits, n in ((0, 90), (2, 110))]
+    pooled = 100 * metrics.wilson(2, 200)[1]  # 3.57 %
+    assert metrics.at_most("attack_success_rate", runs) == "≤ 3.6 %" and 3.5 < pooled < 3.6, "rounded up"
+    assert metrics.at_most("attack_success_rate", [*runs, {"attack_success_rate": 0.0}]) == "", "an older record"
+    assert metrics.at_most("attack_success_rate", [*runs, {"attack_success_rate": None, "triggered_images": 0}]) == ""
+    assert metrics.at_most("attack_success_rate", [{"attack_success_rate": 1.0, "triggered_images": 9}]) == ""
+    assert metrics.at_most("zero_shot_top1", [{"zero_shot_top1": 0.5, "test_images": 9}]) == "", "no attack's success"
+    of_kind = {"attack_success_rate/badnets": 0.5, "triggered_images/badnets": 40, "triggered_images": 7}
+    assert metrics.at_most("attack_success_rate/badnets", [of_kind]) == "≤ 65 %", "20 of 40: at most 64.8 %"
+
+
+def test_tables_bound_the_attacks_success():
+    same = {"defense": "clip", "attack": "badnets", "rate": 0.01, "variant": "full", "dataset": "scenes"}
+    old = [same | {"seed": k, "attack_success_rate": 0.0} for k in range(3)]
+    new = [r | {"triggered_images": 1946} for r in old]
+    for text in (tables.attack_table, tables.worlds_table, tables.ablation_table, records.table):
+        assert "0.0, ≤ 0.066 %" in text(new) and "95 % Wilson" in text(new)
+        assert "| 0.0" in text(old) and "≤" not in text(old)
+    dose = {"poison_rate/badnets": 0.005, "poison_rate/targeted": 0.02, "pairs": 12_000, "targets": 16, "dose": 1}
+    assert "| 0, ≤ 20 % |" in tables.dose_table([old[0] | dose | {"targets_hit": 0}])
+
+
 def test_differences_are_of_the_same_seeds():
     def run(defense, seed, **found):
         return {"dataset": "emoji", "attack": "least", "defense": defense, "seed": seed} | found
@@ -120,3 +204,8 @@ def test_differences_are_of_the_same_seeds():
     assert row == "| emoji | least | -10.0 [-10.0, -10.0] | | 3 |", "by seed and not by place; 7 has no partner"
     assert tables.differences_table(ours, "otcclip", "clip", keys) == ""
     assert "minus" not in tables.worlds_table([r | {"rate": 0.0} for r in ours])
+    third = [run("roclip", k, zero_shot_top1=0.3) for k in range(3)]
+    page = tables.worlds_table([r | {"rate": 0.0} for r in (*theirs, *ours, *third)])
+    said = [line.split(", on the same")[0] for line in page.splitlines() if " minus " in line]
+    labels = [look(name).label for name in ("clip", "otcclip", "roclip")]
+    assert said == [f"{labels[k]} minus {labels[j]}" for j, k in ((0, 1), (0, 2), (1, 2))], "each minus all before it"

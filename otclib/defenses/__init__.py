@@ -3,6 +3,7 @@
 A defence has two main methods. ``begin_epoch(training)`` may change which caption each image is trained with
 (``training.caption_of``). ``loss(training, batch)`` returns what is minimised on a batch. ``clip`` does nothing in the
 first and returns CLIP's loss in the second, so read it before the others. ``base`` has the whole interface.
+``options.yaml`` has, for every option of every defence, the published value and the reason for ours.
 """
 
 from __future__ import annotations

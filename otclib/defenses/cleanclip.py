@@ -42,7 +42,7 @@ class CleanCLIP(Defense):
     epochs: int = 10
     clip: float = 1.0  # weight of the contrastive loss
     alone: float = 1.0  # weight of the unimodal loss
-    drop: float = 0.2  # share of words that the view of a caption loses (the paper: EDA, which needs WordNet)
+    drop: float = 0.2  # share of words that the view of a caption loses
     legacy: bool = False
 
     LOOK: ClassVar[Look] = Look("CleanCLIP", "#CC79A7", "D")

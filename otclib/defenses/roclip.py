@@ -42,9 +42,9 @@ class RoCLIP(Defense):
     """
 
     every: int = 2  # K
-    first: int = 4  # no matching before this many epochs; published: 0, with epochs ten times as long
-    pool: float = 0.02  # share of the pairs: 21,845 of 1M in the authors' runs
-    drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
+    first: int = 4  # no matching before this many epochs
+    pool: float = 0.02  # size of the pool, as a share of the pairs
+    drop: float = 0.2  # share of words that a view of a caption loses
     legacy: bool = False
 
     LOOK: ClassVar[Look] = Look("RoCLIP", "#E69F00", "s")

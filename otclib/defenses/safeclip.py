@@ -46,15 +46,15 @@ class SafeCLIP(Defense):
     """
 
     epochs: int = 16
-    warmup: int = 3  # published: 5 of 32
-    slow_epochs: int = 3  # published: 1, of a million pairs
-    slow: float = 0.3  # share of the peak learning rate; published: 0.01 (1M pairs), 0.1 to 0.2 (COCO, VG)
+    warmup: int = 3  # epochs of the unimodal loss alone
+    slow_epochs: int = 3
+    slow: float = 0.3  # learning rate of the slow epochs, as a share of the peak
     posterior: float = 0.9
-    min_safe: float = 0.15  # smallest first safe set, if few reach ``posterior`` (published: on resuming)
-    grow: float = 0.05  # published: 0.01 over 26 epochs
+    min_safe: float = 0.15  # smallest first safe set, as a share of the pairs, if few reach ``posterior``
+    grow: float = 0.05
     cap: float = 0.85
-    bank: float = 0.02  # share of the pairs: 21,845 of 1M, 2,048 of COCO
-    drop: float = 0.2  # share of words that a view of a caption loses (the paper: EDA, which needs WordNet)
+    bank: float = 0.02  # size of each bank, as a share of the pairs
+    drop: float = 0.2  # share of words that a view of a caption loses
     legacy: bool = False
 
     LOOK: ClassVar[Look] = Look("SafeCLIP", "#009E73", "^")

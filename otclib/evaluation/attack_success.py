@@ -8,7 +8,8 @@
   ``clean_model_rate`` that of a model that never saw poison on the triggered images. ``triggered_top1`` and
   ``clean_model_triggered_top1`` are the shares of those triggered images that are called what they show; they are low
   for a trigger that hides the object. If one set has several backdoors, each has its own
-  ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest.
+  ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest. ``triggered_images`` is the number of
+  images that these rates are of; with several backdoors also ``triggered_images/<kind>``, because targets differ.
 - Targeted: ``targets_hit`` of ``targets`` planted images, as planted, are called the attacker's class.
   ``targets_right`` are called what they show. ``clean_model_hits`` are hits on a model that saw these images with their
   true captions only.
@@ -107,7 +108,7 @@ def attack_metrics(
     embeddings = class_embeddings(model, tokenizer, classes, data.templates(test))
     true = torch.tensor([classes.index(label) for label in test["label"]])
     predicted = classify(model, images, embeddings)
-    out: dict[str, Any] = {"zero_shot_top1": float((predicted == true).float().mean())}
+    out: dict[str, Any] = {"zero_shot_top1": float((predicted == true).float().mean()), "test_images": len(true)}
     targets = Targets.of(planted, models.resize(model)) if isinstance(planted, Dataset) else None
     if targets is not None:
         called = [classes[k] for k in classify(model, targets.images, embeddings)]
@@ -117,19 +118,22 @@ def attack_metrics(
     rates: dict[str, float | None] = {}
     right: dict[str, float | None] = {}
     without: dict[str, float | None] = {}
+    images_of: dict[str, int] = {}
     for name, attack in backdoors(planted).items():
         target = classes.index(attack.target)
         said = classify(model, attack.trigger(images), embeddings)
         others = true != target
+        images_of[name] = int(others.sum())
         rates[name] = success_rate(said, true, target)
         right[name] = float((said == true)[others].float().mean()) if bool(others.any()) else None
         without[name] = success_rate(predicted, true, target)
     if rates:
         shown = backdoor or max(rates, key=lambda name: -1 if (rate := rates[name]) is None else rate)
         out["attack_success_rate"], out["untriggered_target_rate"] = rates[shown], without[shown]
-        out["triggered_top1"] = right[shown]
+        out["triggered_top1"], out["triggered_images"] = right[shown], images_of[shown]
     if len(rates) > 1:
         out |= {f"attack_success_rate/{name}": rate for name, rate in rates.items()} | {"backdoor": shown}
+        out |= {f"triggered_images/{name}": n for name, n in images_of.items()}
     return out
 
 

@@ -62,6 +62,7 @@ def grounding(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset, reg: 
     - ``mass_chance``: the share of the image that this is, which is what an even spread gives.
     - ``*_mass_ratio``: the first over the second; also for names and for attributes (colours and sizes) alone.
     - ``*_pointing_accuracy``: how often the centre of the heaviest cell lies in the box.
+    - ``located_words``: the number of these words.
     """
     captions = val["caption"][:]
     images = data.image_tensor(val, models.resize(model))
@@ -90,7 +91,7 @@ def grounding(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset, reg: 
                 row, column = divmod(int(spread.argmax()), side)
                 pointed[k].append(box[0] <= centre[column] <= box[2] and box[1] <= centre[row] <= box[3])
     chance, is_name = np.array(shares), np.array(of_names)
-    out = {"mass_chance": float(chance.mean())}
+    out = {"mass_chance": float(chance.mean()), "located_words": len(chance)}
     for k in maps:
         mass = np.array(inside[k])
         out[f"{k}_pointing_accuracy"] = float(np.mean(pointed[k]))

@@ -64,7 +64,9 @@ def linear_probe(model: nn.Module, images: Tensor, labels: np.ndarray) -> float:
 
 @torch.no_grad()
 def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> dict:
-    """Return recall at 1, 5 and 10 between images and captions by pooled cosine; equal captions count as one.
+    """Return recall at 1, 5 and 10 between images and captions of ``val_pairs`` pairs by pooled cosine.
+
+    Equal captions count as one.
 
     Many scenes share a description ("a photo of a star"), so even a perfect model stays far below 1.
     """
@@ -75,7 +77,7 @@ def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> di
     said = torch.tensor([number[caption] for caption in captions])
     same = said[:, None] == said[None]
     similarity = (image @ text.T).cpu()
-    out: dict[str, float] = {}
+    out: dict[str, float] = {"val_pairs": len(captions)}
     for name, order in ("image_to_text", similarity), ("text_to_image", similarity.T):
         found = same.gather(1, order.topk(min(10, len(captions)), dim=1).indices)
         out |= {f"{name}_recall_at_{k}": float(found[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
@@ -85,7 +87,7 @@ def retrieval(model: nn.Module, tokenizer: models.Tokenizer, val: Dataset) -> di
 def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
     """Return how well a defence separated planted from clean pairs of its training set (``pairs.parquet``).
 
-    A pair is flagged if it was not kept (re-matched, left out, risky).
+    A pair is flagged if it was not kept (re-matched, left out, risky). That is the system's own threshold.
 
     - ``poison_auroc``: of the distance of an image to its own caption, planted against clean pairs.
     - ``poison_recall``: the share of the planted pairs that are flagged.
@@ -93,21 +95,39 @@ def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
       flagged, as under the systems that do not select pairs.
     - ``poison_kept``, ``clean_kept``: the share of the planted, and of the clean pairs that are kept.
     - ``poison_count/<kind>``: planted pairs; ``poison_rate/<kind>``: the same over all pairs.
+
+    If several kinds of attack are planted, each also has ``poison_auroc/<kind>``, ``poison_recall/<kind>``,
+    ``poison_precision/<kind>`` and ``poison_kept/<kind>``. They are what they would be if the pairs of the other kinds
+    were not in the set. So the precision of a kind is the share of its pairs among the flagged pairs that are of this
+    kind or clean.
     """
-    out: dict[str, float | None] = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
     if manifest is None or fates is None:
-        return out
-    ids, kind = fates["id"][:], dict(zip(manifest["id"][:], manifest["kind"][:]))
-    planted = np.array([id in kind for id in ids])
-    for name in sorted({kind[id] for id in ids if id in kind}):
-        out[f"poison_count/{name}"] = sum(kind.get(id) == name for id in ids)
-        out[f"poison_rate/{name}"] = sum(kind.get(id) == name for id in ids) / len(ids)
-    if planted.any() and not planted.all():
-        out["poison_auroc"] = float(roc_auc_score(planted, fates["own_distance"][:]))
-    flagged = np.array(fates["fate"][:]) != "kept"
-    out |= {"poison_kept": float((~flagged[planted]).mean())} if planted.any() else {}
-    out |= {"clean_kept": float((~flagged[~planted]).mean())} if planted.any() and not planted.all() else {}
-    if planted.any() and flagged.any():
-        out["poison_recall"] = float(flagged[planted].mean())
-        out["poison_precision"] = float(planted[flagged].mean())
+        return {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
+    kind = dict(zip(manifest["id"][:], manifest["kind"][:]))
+    kinds = np.array([kind.get(id, "") for id in fates["id"][:]])
+    flagged, distance, clean = np.array(fates["fate"][:]) != "kept", np.array(fates["own_distance"][:]), kinds == ""
+    planted = sorted(set(kinds[~clean].tolist()))
+    out = _separated(~clean, clean, flagged, distance)
+    if planted and clean.any():
+        out["clean_kept"] = float((~flagged[clean]).mean())
+    for name in planted:
+        own = kinds == name
+        out |= {f"poison_count/{name}": int(own.sum()), f"poison_rate/{name}": float(own.mean())}
+        if len(planted) > 1:
+            out |= {f"{key}/{name}": value for key, value in _separated(own, clean, flagged, distance).items()}
+    return out
+
+
+def _separated(planted: np.ndarray, clean: np.ndarray, flagged: np.ndarray, distance: np.ndarray) -> dict:
+    """Return how well planted pairs were separated from clean ones, all as ``separation`` defines it [N]."""
+    out: dict[str, float | None] = {"poison_auroc": None, "poison_recall": None, "poison_precision": None}
+    both = planted | clean
+    if planted.any():
+        out["poison_kept"] = float((~flagged[planted]).mean())
+        if clean.any():
+            out["poison_auroc"] = float(roc_auc_score(planted[both], distance[both]))
+        if flagged.any():
+            out["poison_recall"] = float(flagged[planted].mean())
+        if flagged[both].any():
+            out["poison_precision"] = float(planted[flagged & both].mean())
     return out

@@ -94,22 +94,26 @@ def evaluate(
     -----
     The keys of a run and of weights are:
 
-    - ``zero_shot_top1``; the classes are those of ``test`` and the attacker's targets
+    - ``zero_shot_top1``, of ``test_images`` images; the classes are those of ``test`` and the attacker's targets
     - ``attack_success_rate``, ``untriggered_target_rate``, ``triggered_top1`` (triggered images that are still called
-      what they show); of several backdoors those of the most successful one, which ``backdoor`` names
+      what they show), each of ``triggered_images`` images (those of another class than the target); of several
+      backdoors those of the most successful one, which ``backdoor`` names, and ``attack_success_rate/<kind>`` with
+      ``triggered_images/<kind>`` of each
     - ``targets_hit``, ``targets_right``, ``targets``, of a manifest
     - ``backdoor_z_score``
     - with ``clean``: ``clean_model_rate``, ``clean_model_hits``, ``clean_model_triggered_top1``,
       ``clean_model_z_score``
-    - ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``, of ``val``
+    - ``image_to_text_recall_at_1``, ``_5``, ``_10`` and ``text_to_image_...``, of the ``val_pairs`` pairs of ``val``
     - ``plan_pointing_accuracy`` and the mass keys of ``grounding``, of ``val``, else of ``test``, if its words are
-      located
+      located; ``located_words`` is their number
 
     Those of a run are also:
 
-    - ``linear_probe/<set>`` on the drawn set or ``test``, on ``digits`` and on ``letters``
-    - ``poison_auroc``, ``poison_recall``, ``poison_precision``, ``poison_kept``, ``clean_kept``,
-      ``poison_count/<kind>`` and ``poison_rate/<kind>``, see ``separation``
+    - ``linear_probe/<set>`` on the drawn set or ``test``, on ``digits`` and on ``letters``, each tested on
+      ``probe_images/<set>`` images
+    - ``poison_auroc``, ``poison_recall``, ``poison_precision``, ``poison_kept``, and if several kinds of attack are
+      planted also these four of each kind, such as ``poison_auroc/<kind>``; ``clean_kept``, ``poison_count/<kind>`` and
+      ``poison_rate/<kind>``, see ``separation``
     - ``seconds_per_epoch`` and, on a CPU, ``core_seconds_per_epoch``
     - ``head_top1`` and ``head_attack_success_rate``, of cleanclip-supervised's head
 
@@ -169,9 +173,9 @@ def _of_run(
             metrics |= head_metrics(model, head, planted, test, images, metrics.get("backdoor"))
         own = world["name"] if world else "test"
         shown_there = test["group" if "group" in test.column_names else "label"]  # many labels of emoji occur once
-        metrics[f"linear_probe/{own}"] = linear_probe(model, images, np.array(shown_there))
+        metrics |= _probed(model, own, images, np.array(shown_there))
     for name, labelled in probes.PROBES.items():
-        metrics[f"linear_probe/{name}"] = linear_probe(model, *labelled(models.image_size(model)))
+        metrics |= _probed(model, name, *labelled(models.image_size(model)))
     return metrics | _on_pairs(model, tokenizer, val, test)
 
 
@@ -237,6 +241,14 @@ def _attacked(
         found |= trigger_metrics(other, planted, images, shown)
         metrics |= {f"clean_model_{short}": found[key] for key, short in OF_A_CLEAN_MODEL.items() if key in found}
     return metrics
+
+
+def _probed(model: Any, name: str, images: Tensor, labels: np.ndarray) -> dict[str, Any]:
+    """Return the linear probe's accuracy on a set, and the number of images of the half that it is tested on."""
+    return {
+        f"linear_probe/{name}": linear_probe(model, images, labels),
+        f"probe_images/{name}": len(images) - len(images) // 2,
+    }
 
 
 def _on_pairs(model: Any, tokenizer: models.Tokenizer, val: Dataset | None, test: Dataset | None) -> dict[str, Any]:

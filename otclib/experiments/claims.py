@@ -2,88 +2,96 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from otclib import metrics
 from otclib.defenses import look
-from otclib.experiments.records import beside, markdown, order, select
-from otclib.metrics import summary
+from otclib.experiments.records import beside, difference, explained, markdown, measured, order, select
 
 
 def claims(records: list[dict]) -> str:
-    """Return a Markdown table of the papers' claims on our data. A claim holds if it holds in *every* run.
+    """Return a Markdown table of the papers' claims on our data, with the number of seeds in which each holds.
 
-    Systems are compared run by run: under the same attack, with the same seed.
+    A claim holds in a seed if it does in *every* run of that seed. Systems are compared run by run: under the same
+    attack, with the same seed. The difference of two systems is the mean over seeds of the first minus the second, with
+    its interval (``records.difference``). It is empty for seconds until safe, which some runs never reach.
     """
     rows = []
     backdoors = [a for a in order(records, "attack") if a not in ("none", "targeted")]
 
-    def state(claim: str, whose: str, evidence: str, verdicts: list[bool]) -> None:
-        verdict = "yes" if all(verdicts) else f"**no** ({sum(verdicts)} of {len(verdicts)})"
-        if not verdicts:
+    def state(claim: str, whose: str, evidence: str, verdicts: Iterable[tuple[Any, bool]], apart: str = "") -> None:
+        by_seed: dict[Any, list[bool]] = {}
+        for seed, holds in verdicts:
+            by_seed.setdefault(seed, []).append(holds)
+        runs, seeds = [holds for each in by_seed.values() for holds in each], [all(each) for each in by_seed.values()]
+        verdict = f"in {sum(seeds)} of {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        verdict += f" ({sum(runs)} of {len(runs)} runs)" if len(runs) > len(seeds) else ""
+        if not runs:
             verdict = "undecided" if evidence else "not run"
-        rows.append([claim, whose, evidence, verdict])
+        rows.append([claim, whose, evidence, apart, verdict if all(runs) else f"**{verdict}**"])
 
-    def values(key: str, **where: object) -> list[float]:
-        return [r[key] for r in select(records, **where) if r.get(key) is not None]
+    def alone(
+        claim: str, whose: str, key: str, defense: str, attack: str, least: float = 0, most: float = math.inf
+    ) -> None:
+        runs = [r for r in select(records, defense=defense, attack=attack) if r.get(key) is not None]
+        state(claim, whose, measured(metrics.of(key), runs), [(r["seed"], least <= r[key] <= most) for r in runs])
 
-    def compared(defense: str, other: str, key: str) -> list[tuple]:
-        """Return the values of two systems, run by run; ``clean`` is the undefended model without poison."""
+    def compared(defense: str, other: str) -> list[tuple[dict, dict]]:
+        """Return the runs of two systems, side by side; ``clean`` is the undefended model without poison."""
         partner = {"defense": "clip", "attack": "none"} if other == "clean" else {"defense": other}
-        return beside(records, defense, partner, key)
+        return beside(records, defense, partner)
 
-    def against(both: list[tuple], factor: float = 100) -> str:
-        return " against ".join(summary(column, factor) for column in zip(*both))
+    def compare(
+        claim: str, whose: str, defense: str, other: str, key: str, holds: Callable[[float, float], bool]
+    ) -> None:
+        metric, pairs = metrics.of(key), compared(defense, other)
+        pairs = [(r, o) for r, o in pairs if None not in (r.get(key), o.get(key))]
+        evidence = " against ".join(metric.summary(r[key] for r in side) for side in zip(*pairs))
+        verdicts = [(r["seed"], holds(r[key], o[key])) for r, o in pairs]
+        state(claim, whose, evidence, verdicts, difference(metric, pairs))
 
-    hits = values("targets_hit", attack="targeted", defense="clip")
-    state("undefended: 15 of 16 targeted images hit", "RoCLIP, SafeCLIP", summary(hits), [h >= 15 for h in hits])
+    asr, hits, accuracy = "attack_success_rate", "targets_hit", "zero_shot_top1"
+    claim = "undefended: 15 of 16 targeted images hit"
+    alone(claim, "RoCLIP, SafeCLIP", hits, "clip", "targeted", least=15)
     for attack in backdoors:
-        asr = values("attack_success_rate", attack=attack, defense="clip")
-        state(f"undefended, {attack}: ASR at least 90 %", "our condition", summary(asr, 100), [v >= 0.9 for v in asr])
+        alone(f"undefended, {attack}: ASR at least 90 %", "our condition", asr, "clip", attack, least=0.9)
     for defense, most, whose in (
         ("roclip", 2, "its abstract (2 of 16; 0 %)"),
         ("safeclip", 0, "its abstract (0 %)"),
         ("otcclip", 0, "ours, attack by attack"),
     ):
         name = look(defense).label
-        hits = values("targets_hit", attack="targeted", defense=defense)
         few = f"at most {most} of 16 targeted images" if most else "no targeted image"
-        state(f"{name}: {few} hit", whose, summary(hits), [h <= most for h in hits])
+        alone(f"{name}: {few} hit", whose, hits, defense, "targeted", most=most)
         for attack in [a for a in backdoors if a != "adaptive"]:
-            asr = values("attack_success_rate", attack=attack, defense=defense)
-            evidence = summary(asr, 100)
-            state(f"{name}, {attack}: ASR at most 2 %", whose, evidence, [v <= 0.02 for v in asr])
-    stopped = {
-        attack: all((r.get("attack_success_rate") or 0) <= 0.02 and not r.get("targets_hit") for r in runs)
-        for attack in ["targeted", *backdoors]
-        if (runs := select(records, defense="otcclip", attack=attack))
-    }
-    if stopped:
-        evidence = f"in {sum(stopped.values())} of {len(stopped)} attacks no target is hit, ASR at most 2 %"
-        most = sum(stopped.values()) > len(stopped) / 2
-        state(f"{look('otcclip').label}: success 0 % in most cases", "its abstract", evidence, [most])
-    asr = values("attack_success_rate", attack="adaptive", defense="otcclip")
+            alone(f"{name}, {attack}: ASR at most 2 %", whose, asr, defense, attack, most=0.02)
+    ours = [r for r in select(records, defense="otcclip") if r["attack"] != "none"]
+    stopped = [r for r in ours if (r.get(asr) or 0) <= 0.02 and not r.get(hits)]
+    if ours:
+        evidence = f"in {len(stopped)} of {len(ours)} runs no target is hit, ASR at most 2 %"
+        most_of = [(k, 2 * len(select(stopped, seed=k)) > len(select(ours, seed=k))) for k in order(ours, "seed")]
+        state(f"{look('otcclip').label}: success 0 % in most cases", "its abstract", evidence, most_of)
     whose = "a third party's summary (0 %; another adaptive attack)"
-    state("OTCCLIP, adaptive: ASR at most 0.5 %", whose, summary(asr, 100), [v <= 0.005 for v in asr])
+    alone("OTCCLIP, adaptive: ASR at most 0.5 %", whose, asr, "otcclip", "adaptive", most=0.005)
     probes = [(f"linear_probe/{name}", f"probe on {name}") for name in ("scenes", "digits", "letters")]
-    for key, label in [("zero_shot_top1", "zero-shot"), *probes]:
+    for key, label in [(accuracy, "zero-shot"), *probes]:
         for other in ("roclip", "safeclip"):
-            both = compared("otcclip", other, key)
-            state(
-                f"OTCCLIP's {label} above {look(other).label}'s",
-                "its abstract",
-                against(both),
-                [x > y for x, y in both],
-            )
-        both = compared("otcclip", "clean", key)
-        within = [x >= y - 0.02 for x, y in both]
-        state(f"OTCCLIP's {label} within 2 points of clean CLIP's", "ours", against(both), within)
+            claim = f"OTCCLIP's {label} above {look(other).label}'s"
+            compare(claim, "its abstract", "otcclip", other, key, lambda x, y: x > y)
+        claim = f"OTCCLIP's {label} within 2 points of clean CLIP's"
+        compare(claim, "ours", "otcclip", "clean", key, lambda x, y: x >= y - 0.02)
     for other in ("safeclip", "roclip"):
-        both = compared("otcclip", other, "seconds_until_safe")
-        ours, theirs = (sum(pair[k] is not None for pair in both) for k in (0, 1))
-        neither = both.count((None, None))
-        sooner = [x is not None and (y is None or x < y) for x, y in both if (x, y) != (None, None)]
-        evidence = f"reached in {ours} against {theirs} of {len(both)} runs, by neither in {neither}" if both else ""
+        key = "seconds_until_safe"
+        pairs = [(r, o) for r, o in compared("otcclip", other) if key in r and key in o]
+        both = [(r["seed"], r[key], o[key]) for r, o in pairs if (r[key], o[key]) != (None, None)]
+        sooner = [(seed, x is not None and (y is None or x < y)) for seed, x, y in both]
+        reached = [sum(run[key] is not None for run in side) for side in zip(*pairs)]
+        said = "reached in {} against {} of {} runs, by neither in {}"
+        evidence = said.format(*reached, len(pairs), len(pairs) - len(both)) if pairs else ""
         state(f"OTCCLIP accurate and safe sooner than {look(other).label}", "a third party's summary", evidence, sooner)
-    both = [(x, y) for x, y in compared("cleanclip", "clip", "attack_success_rate") if y is not None]
-    state("CleanCLIP at least halves a backdoor", "ours", against(both), [x <= y / 2 for x, y in both])
-    lost = [y - x for x, y in compared("cleanclip", "clip", "zero_shot_top1")]
-    state("... at under 1 point of zero-shot accuracy", "ours", summary(lost, 100), [v < 0.01 for v in lost])
-    return markdown(rows, ["claim", "whose", "here", "holds"], left=4)
+    compare("CleanCLIP at least halves a backdoor", "ours", "cleanclip", "clip", asr, lambda x, y: x <= y / 2)
+    claim = "... at under 1 point of zero-shot accuracy"
+    compare(claim, "ours", "cleanclip", "clip", accuracy, lambda x, y: y - x < 0.01)
+    return explained(markdown(rows, ["claim", "whose", "here", "difference", "holds"], left=5))

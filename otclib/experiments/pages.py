@@ -2,6 +2,7 @@
 
 python -m otclib.experiments.pages            # all of them
 python -m otclib.experiments.pages ablation   # of one record
+python -m otclib.experiments.pages options    # of the options of the defences, which has no record
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from otclib import figures
 from otclib.experiments import tables
+from otclib.experiments.options import options_table
 from otclib.experiments.records import grouped, made_by, order, table
 from otclib.runs import write_text
 
@@ -36,7 +38,12 @@ PAGES: dict[str, tuple[str, Callable, Callable]] = {
 
 
 def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
-    """Draw a record's picture into ``folder``, beside the record, and write its text into its page."""
+    """Draw a record's picture into ``folder``, beside the record, and write its text into its page.
+
+    ``options`` is no record: its page is made from the defences.
+    """
+    if record == "options":
+        return into_page("options", options_table(), book)
     page, text, draw = PAGES[record]
     records = json.loads((folder / f"{record}.json").read_text())
     draw(records).savefig(folder / f"{'comparison' if record == 'seeds' else record}.png", dpi=150)
@@ -58,5 +65,5 @@ def into_page(name: str, text: str, book: Path = BOOK) -> None:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or PAGES:
+    for each in sys.argv[1:] or [*PAGES, "options"]:
         publish(each)

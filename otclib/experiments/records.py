@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from otclib import metrics
@@ -50,17 +51,29 @@ def table(runs: Iterable[str | Path | dict]) -> str:
     """Return a Markdown table, one column per defence: the value, or mean and range over seeds."""
     groups = grouped(runs)
     first = next(iter(groups.values()))[0]
-    return metric_table(groups, [*ROWS, *(key for key in first if key.startswith(("poison_count/", "poison_rate/")))])
+    of_kinds = [key for key in first if key.startswith("poison_") and "/" in key]
+    return explained(metric_table(groups, [*ROWS, *of_kinds]))
 
 
 def metric_table(columns: Mapping[str, Sequence[dict]], keys: Iterable[str]) -> str:
     """Return a Markdown table: a row per metric that some run has, a column per group of runs."""
     rows = {}
     for metric in map(metrics.of, keys):
-        cells = [metric.summary(r.get(metric.key) for r in runs) for runs in columns.values()]
+        cells = [measured(metric, runs) for runs in columns.values()]
         if any(cells):
             rows[metric.title] = cells
     return markdown(rows, list(columns))
+
+
+def measured(metric: metrics.Metric, runs: Sequence[dict]) -> str:
+    """Return a cell: the mean of a metric and its range over runs, and of an attack's success ``metrics.at_most``."""
+    return ", ".join(filter(None, (metric.summary(r.get(metric.key) for r in runs), metrics.at_most(metric.key, runs))))
+
+
+def explained(text: str) -> str:
+    """Return a table, and below it the meaning of ≤ if it has that sign."""
+    said = "≤: the upper end of the 95 % Wilson interval of the rate, over all images of all seeds."
+    return f"{text}\n\n{said}" if "≤" in text else text
 
 
 def markdown(rows: Mapping[str, Sequence] | Sequence[Sequence], heads: Sequence[str], left: int = 1) -> str:
@@ -86,8 +99,8 @@ def select(records: list[dict], **where: object) -> list[dict]:
     return [r for r in records if all(r.get(k) == v for k, v in where.items())]
 
 
-def beside(records: list[dict], defense: str, other: Mapping[str, object], key: str, **where: object) -> list[tuple]:
-    """Return a metric of two systems, run by run: those of the same data set, attack and seed that both measured.
+def beside(records: list[dict], defense: str, other: Mapping[str, object], **where: object) -> list[tuple[dict, dict]]:
+    """Return the records of two systems, run by run: those of the same data set, attack and seed.
 
     ``other`` is what the partner has instead: ``{"defense": "clip"}``, or ``{"defense": "clip", "attack": "none"}`` for
     the undefended model without poison. ``where`` selects the runs of ``defense``.
@@ -95,8 +108,26 @@ def beside(records: list[dict], defense: str, other: Mapping[str, object], key: 
     out = []
     for r in select(records, defense=defense, **where):
         same = {k: r.get(k) for k in ("dataset", "attack", "seed")} | dict(other)
-        out += [(r[key], o[key]) for o in select(records, **same) if key in r and key in o]
+        out += [(r, o) for o in select(records, **same)]
     return out
+
+
+def difference(metric: metrics.Metric, pairs: Iterable[tuple[dict, dict]]) -> str:
+    """Return the mean difference of a metric with its interval (``metrics.paired``), as text; empty if not measured.
+
+    ``pairs`` are records of two systems (``beside``). What one seed gives under several attacks counts once, as a mean,
+    because the seeds are what is drawn independently. One seed has no interval.
+    """
+    by_seed: dict[int, list[tuple]] = {}
+    for r, o in pairs:
+        both = r.get(metric.key), o.get(metric.key)
+        if None not in both:
+            by_seed.setdefault(r["seed"], []).append(both)
+    if not by_seed:
+        return ""
+    ours, theirs = zip(*(np.mean(of_seed, axis=0) for of_seed in by_seed.values()))
+    mean, low, high = (f"{metric.factor * v:+.{metric.digits}f}" for v in metrics.paired(ours, theirs))
+    return f"{mean} [{low}, {high}]" if len(by_seed) > 1 else mean
 
 
 def order(records: list[dict], key: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,17 @@ import yaml
 from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.claims import claims
-from otclib.experiments.records import beside, made_by, markdown, metric_table, order, select
+from otclib.experiments.records import (
+    beside,
+    difference,
+    explained,
+    made_by,
+    markdown,
+    measured,
+    metric_table,
+    order,
+    select,
+)
 from otclib.figures.systems import amount_planted
 
 COSTS = (  # of the table of what the defences cost
@@ -76,11 +87,12 @@ def published() -> dict:
 
 
 def success(runs: list[dict]) -> str:
-    """Return a cell's attack success: targets hit, or ASR in %; with the number of seeds if fewer than three."""
+    """Return a cell's attack success: targets hit, or ASR in %; its bound; the number of seeds if fewer than three."""
     few = f", {len(runs)} seed{'s' * (len(runs) > 1)}" if 0 < len(runs) < 3 else ""
     if runs and "targets_hit" in runs[0]:
-        return "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each" + few
-    return metrics.of("attack_success_rate").summary(r.get("attack_success_rate") for r in runs) + few
+        hits = "+".join(str(r["targets_hit"]) for r in runs) + f" of {runs[0]['targets']} each"
+        return ", ".join(filter(None, (hits, metrics.at_most("targets_hit", runs)))) + few
+    return measured(metrics.of("attack_success_rate"), runs) + few
 
 
 def attack_table(records: list[dict]) -> str:
@@ -110,7 +122,7 @@ def attack_table(records: list[dict]) -> str:
     rows["*published, backdoors in general*"] = ["", *general, ""]
     heads = ["planted", *(look(d).label for d in defenses), "clean model"]
     cited_here = "; ".join(f"[{k}] {source}" for source, k in sources.items())
-    return f"{markdown(rows, heads)}\n\n*Published*, on other data: {cited_here}."
+    return f"{explained(markdown(rows, heads))}\n\n*Published*, on other data: {cited_here}."
 
 
 def planted(runs: list[dict]) -> str:
@@ -122,48 +134,40 @@ def planted(runs: list[dict]) -> str:
 
 
 def worlds_table(records: list[dict]) -> str:
-    """Return a Markdown table of each system on each data set and dose; mean and range over seeds."""
+    """Return Markdown tables of each system on each data set and dose, and of the differences of every two systems.
+
+    Every later system minus every earlier one, in the order of the records.
+    """
     found, rows = [metrics.of(key) for key in WORLDS], []
     for dataset in order(records, "dataset"):
         for attack in order(records, "attack"):
             for defense in order(records, "defense"):
                 if runs := select(records, dataset=dataset, attack=attack, defense=defense):
-                    cells = [metric.summary(r.get(metric.key) for r in runs) for metric in found]
+                    cells = [measured(metric, runs) for metric in found]
                     dose = planted(runs) if any(r["rate"] for r in runs) else ""
                     rows.append([dataset, attack, dose, look(defense).label, *cells, len(runs)])
     heads = ["data set", "dose", "planted", "system", *(metric.title for metric in found), "seeds"]
-    parts = [markdown(rows, heads, left=4)]
-    if differences := differences_table(records, "otcclip", "clip", DIFFERENCES):
-        said = "OTCCLIP minus undefended CLIP on the same seeds: mean difference, and its 95 % interval by Student's t"
-        parts += [f"{said} (shares in points).", differences]
+    parts = [explained(markdown(rows, heads, left=4))]
+    for other, defense in combinations(order(records, "defense"), 2):
+        if differences := differences_table(records, defense, other, DIFFERENCES):
+            said = f"{look(defense).label} minus {look(other).label}, on the same seeds: mean difference"
+            parts += [f"{said}, and its 95 % interval by Student's t (shares in points).", differences]
     return "\n\n".join([*parts, f"Made by {made_by(records)}."])
 
 
 def differences_table(records: list[dict], defense: str, other: str, keys: Sequence[str]) -> str:
     """Return a Markdown table of one system minus another on the same seeds, for each data set and attack.
 
-    A cell is the mean difference with its interval (``metrics.paired``). A seed that only one of them has is left out,
-    and without a common seed the table is empty text.
+    A cell is ``records.difference``. A seed that only one of them has is left out. Without a common seed the table is
+    empty text.
     """
     found, rows = [metrics.of(key) for key in keys], []
     for dataset in order(records, "dataset"):
         for attack in order(records, "attack"):
-            where = {"dataset": dataset, "attack": attack}
-            both = {key: beside(records, defense, {"defense": other}, key, **where) for key in (*keys, "seed")}
-            if both["seed"]:
-                cells = [_difference(metric, both[metric.key]) for metric in found]
-                rows.append([dataset, attack, *cells, len(both["seed"])])
+            if pairs := beside(records, defense, {"defense": other}, dataset=dataset, attack=attack):
+                rows.append([dataset, attack, *(difference(metric, pairs) for metric in found), len(pairs)])
     heads = ["data set", "dose", *(metric.label for metric in found), "seeds"]
     return markdown(rows, heads, left=2) if rows else ""
-
-
-def _difference(metric: metrics.Metric, both: list[tuple]) -> str:
-    """Return the mean difference of a metric with its interval, as text; empty if it was not measured."""
-    measured = [pair for pair in both if None not in pair]
-    if not measured:
-        return ""
-    mean, low, high = (metric.factor * v for v in metrics.paired([x for x, _ in measured], [y for _, y in measured]))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if len(measured) > 1 else f"{mean:+.1f}"
 
 
 def triggered_table(records: list[dict]) -> str:
@@ -227,7 +231,9 @@ def report(records: list[dict]) -> str:
             "covers.",
             utility_table(records),
             "## The papers' claims, each on our data",
-            "A claim holds if it does in every run that it speaks of.",
+            "A claim holds in a seed if it does in every run of that seed. *Difference*: the first system minus the "
+            "second, in points: the mean over seeds, of which each counts as the mean of its runs, and its 95 % "
+            "interval by Student's t.",
             claims(records),
         ]
     )
@@ -238,8 +244,9 @@ def ablation_table(records: list[dict]) -> str:
     found, rows = [metrics.of(key) for key in ABLATED], {}
     for variant in order(records, "variant"):
         runs = select(records, variant=variant)
-        rows[variant] = [len(runs), *(metric.summary(r.get(metric.key) for r in runs) for metric in found)]
-    return f"{markdown(rows, ['seeds', *(metric.title for metric in found)])}\n\nMade by {made_by(records)}."
+        rows[variant] = [len(runs), *(measured(metric, runs) for metric in found)]
+    table = explained(markdown(rows, ["seeds", *(metric.title for metric in found)]))
+    return f"{table}\n\nMade by {made_by(records)}."
 
 
 def dose_table(records: list[dict]) -> str:
@@ -247,8 +254,8 @@ def dose_table(records: list[dict]) -> str:
     found, rows = [metrics.of(k) for k in ("attack_success_rate", "targets_hit", "zero_shot_top1")], []
     for dose in sorted({r["dose"] for r in records}):
         runs = select(records, dose=dose)
-        asr, hits, accuracy = (metric.summary(r.get(metric.key) for r in runs) for metric in found)
+        asr, hits, accuracy = (measured(metric, runs) for metric in found)
         share, amount = metrics.summary([r["poison_rate/badnets"] for r in runs], 100, 2), amount_planted(runs[0])
         rows.append([amount["pairs"], share, asr, amount["copies"], hits, accuracy, len(runs)])
     heads = ["triggered pairs", "% of all", "BadNets ASR, %", "copies per image", "targets hit, of 16", "zero-shot, %"]
-    return f"{markdown(rows, [*heads, 'seeds'], left=0)}\n\nMade by {made_by(records)}."
+    return f"{explained(markdown(rows, [*heads, 'seeds'], left=0))}\n\nMade by {made_by(records)}."
