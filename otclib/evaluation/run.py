@@ -97,7 +97,8 @@ def evaluate(
     - ``zero_shot_top1``; the classes are those of ``test`` and the attacker's targets
     - ``attack_success_rate``, ``untriggered_target_rate``, ``triggered_top1`` (triggered images that are still called
       what they show); of several backdoors those of the most successful one, which ``backdoor`` names
-    - ``targets_hit``, ``targets_right``, ``targets``, of a manifest
+    - ``targets_hit``, ``targets_right``, ``targets``, of a manifest; of several targeted attacks those of all, and
+      ``targets_hit/<kind>`` and ``targets/<kind>``
     - ``backdoor_z_score``
     - with ``clean``: ``clean_model_rate``, ``clean_model_hits``, ``clean_model_triggered_top1``,
       ``clean_model_z_score``

@@ -13,7 +13,8 @@ def claims(records: list[dict]) -> str:
     Systems are compared run by run: under the same attack, with the same seed.
     """
     rows = []
-    backdoors = [a for a in order(records, "attack") if a not in ("none", "targeted")]
+    triggered = {r["attack"] for r in records if r.get("attack_success_rate") is not None} - {"none"}
+    backdoors = [a for a in order(records, "attack") if a in triggered]
 
     def state(claim: str, whose: str, evidence: str, verdicts: list[bool]) -> None:
         verdict = "yes" if all(verdicts) else f"**no** ({sum(verdicts)} of {len(verdicts)})"
