@@ -116,7 +116,7 @@ for a in otclib.attacks.from_manifest(manifest):
 # second image, three times as strong.
 
 # %%
-names = [name for name in otclib.attacks.ATTACKS if name not in ("targeted", "adaptive")]  # one has no trigger, the other has BadNets'
+names = [name for name in otclib.attacks.ATTACKS if not otclib.attacks.plants_copies(name) and name != "adaptive"]  # it has BadNets' trigger
 drawn = {name: otclib.attacks.load(name).trigger(images[:2]).permute(0, 2, 3, 1).numpy() for name in names}
 fig = figures.triggers(images[:2].permute(0, 2, 3, 1).numpy(), drawn)
 

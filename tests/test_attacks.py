@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 
 import otclib
 from otclib import attacks
-from otclib.attacks import adaptive
+from otclib.attacks import adaptive, targeted, toxic_text
 from otclib.data import grammar
 
 
@@ -85,7 +86,7 @@ def test_badnets_trigger_scales_and_stays_in_range(size, dtype, location):
     assert (images == images[0, 0, 0, 0]).all(), "the input is left alone"
 
 
-BACKDOORS = [name for name in attacks.ATTACKS if name != "targeted"]
+BACKDOORS = [name for name in attacks.ATTACKS if not attacks.plants_copies(name)]
 
 
 @pytest.mark.parametrize("size", [32, 64, 224])
@@ -241,7 +242,8 @@ def test_trusted_leaves_out_the_other_captions_of_an_attacked_image(pairs, tmp_p
 @pytest.mark.parametrize("name", list(attacks.ATTACKS))
 def test_the_article_of_a_planted_caption_is_that_of_clean_captions(name, target, pairs):
     """ "a umbrella" and "a scissors" occur in no clean caption, so they would give the attacker's captions away."""
-    options = {"targeted": {"targets": 8, "copies": 4}, "label-consistent": {"target": target, "rate": 0.01}}
+    few = {"targets": 8, "copies": 4}
+    options = {"targeted": few, "toxic-text": few, "label-consistent": {"target": target, "rate": 0.01}}
     attack = attacks.load(name, **options.get(name, {"target": target, "rate": 0.15}))
     clean, planted = pairs["caption"][:], attack.poison(pairs, seed=2)[1]["poison_caption"][:]
     adjectives = r"(?:(?:" + "|".join(grammar.SIZES) + "|" + "|".join(grammar.COLOURS) + r") )*"
@@ -276,9 +278,115 @@ def test_renamed(caption, label, word, expected):
     assert adaptive.renamed(caption, label, word) == expected
 
 
-def test_targeted_trigger_is_nothing():
+@pytest.mark.parametrize("name", ["targeted", "toxic-text"])
+def test_targeted_trigger_is_nothing(name):
     images = torch.rand(2, 3, 8, 8)
-    assert torch.equal(attacks.load("targeted").trigger(images), images)
+    assert torch.equal(attacks.load(name).trigger(images), images)
+
+
+def test_jittered_copies_are_no_duplicates(pairs):
+    """The first copy is the image itself; the images, their captions and the table without jitter are as they were."""
+    few = {"targets": 3, "copies": 4}
+    plain, manifest = attacks.load("targeted", **few).poison(pairs, seed=1)
+    same, _ = attacks.load("targeted", jitter=0, **few).poison(pairs, seed=1)
+    assert same["image"][-12:] == plain["image"][-12:] and "jitter" not in json.loads(manifest["attack"][0])
+    poisoned, varied = attacks.load("targeted", jitter=0.1, **few).poison(pairs, seed=1)
+    assert varied["id"] == manifest["id"] and varied["poison_caption"] == manifest["poison_caption"]
+    assert len(otclib.data.examine(plain).same) == 3 and not otclib.data.examine(poisoned).same
+    before, after = (otclib.data.image_tensor(m, 64).float() for m in (manifest, varied))
+    assert torch.equal(before[::4], after[::4])
+    blurred = [F.avg_pool2d(images, 8) for images in (before, after)]
+    assert 0 < (blurred[0] - blurred[1]).abs().mean() < 20, "slightly different"
+    (again,) = attacks.from_manifest(varied)
+    assert again.jitter == 0.1 and again.poison(pairs, seed=1)[1]["image"][-1] == varied["image"][-1]
+
+
+def test_jitter_by_hand():
+    """A crop of a ramp is a ramp that begins and ends inside, times the brightness."""
+    ramp = torch.linspace(0.2, 0.6, 64).expand(3, 48, 64)
+    for seed in range(8):
+        crop = targeted.jittered(ramp, 0.2, np.random.default_rng(seed))
+        assert crop.shape == ramp.shape
+        share, brightness = (crop[0, 0, -9] - crop[0, 0, 8]) / (ramp[0, 0, -9] - ramp[0, 0, 8]), crop.mean() / 0.4
+        assert 0.8 * 0.8 - 0.02 <= share <= 1.2 + 0.02 and 0.8 * 0.85 < brightness < 1.2 * 1.15
+    assert torch.allclose(targeted.jittered(ramp, 0.0, np.random.default_rng(0)), ramp, atol=1e-6)
+
+
+def test_toxic_captions_all_differ_and_fit_the_image(pairs):
+    toxic = attacks.load("toxic-text", targets=8, copies=16)
+    poisoned, manifest = toxic.poison(pairs, seed=1)
+    assert set(manifest["kind"]) == {"toxic-text"} and len(poisoned) == len(pairs) + 8 * 15
+    for row in manifest:
+        assert otclib.data.names(row["poison_caption"], row["target_label"])
+        assert row["source_label"] != row["target_label"]
+    said = manifest["poison_caption"][:]
+    assert all(len(set(said[k : k + 16])) == 16 for k in range(0, 128, 16))
+    again = toxic.poison(pairs, seed=1)[1]
+    assert again["poison_caption"] == manifest["poison_caption"] and again["id"] == manifest["id"]
+    assert [type(a) for a in attacks.from_manifest(manifest)] == [toxic_text.ToxicText]
+
+
+AT_SEA, BARE, BOTH = "a painting of a horse at the sea", "my horse", "my horse with a cat and a horse"
+ENDS = ("", " in snow")
+SAID = [(f"{form} {name}{end}", name) for name in ("cat", "dog") for form in ("a", "the", "my") for end in ENDS]
+SAID += [(f"a photo of a {name}, asleep", name) for name in ("cat", "dog")]
+SAID += [(AT_SEA, "horse"), (BARE, "horse"), (BOTH, "horse"), ("two of them in snow", None)]
+
+
+def test_toxic_text_by_hand():
+    """The attacked image's own ending comes with every beginning, and what fits its caption comes first."""
+    columns = {"caption": [caption for caption, _ in SAID], "label": [label for _, label in SAID]}
+    table = Dataset.from_dict(columns)
+
+    def written(caption, label, target, copies=4):
+        attack = attacks.load("toxic-text", copies=copies)
+        return attack.writer(table, np.random.default_rng(0))({"caption": caption, "label": label}, target)
+
+    heads = ("a", "the", "my", "a photo of a")
+    assert set(written(AT_SEA, "horse", "cat")) == {f"{head} cat at the sea" for head in heads}
+    assert written(BARE, "horse", "cat")[0] == "my cat", (
+        "nothing follows the horse: the most similar caption is a true one"
+    )
+    assert all(caption.endswith(" in snow") for caption in written("two of them in snow", None, "dog"))
+    assert not any("with" in caption for caption in written(BOTH, "horse", "cat")), "no ending that names either"
+    many = written(BARE, "horse", "cat", 100)
+    assert len(many) == 100 and set(many) > {caption for caption, label in SAID if label == "cat"}
+    counts = [many.count(caption) for caption in set(many)]
+    assert max(counts) - min(counts) <= 1, "each once before any is planted twice"
+
+
+def test_toxic_text_needs_no_labels(pairs):
+    bare = pairs.map(lambda _: {"label": None}, features=pairs.features)
+    attack = attacks.load("toxic-text", targets=2, copies=5, classes=["umbrella", "star"])
+    _, manifest = attack.poison(bare, seed=1)
+    assert list(manifest["target_label"]) == ["umbrella"] * 5 + ["star"] * 5
+    for row in manifest:
+        assert otclib.data.names(row["poison_caption"], row["target_label"])
+        assert not otclib.data.names(row["original_caption"], row["target_label"])
+
+
+def test_toxic_text_takes_what_is_nearest_under_its_surrogate(pairs, runs):
+    """The planted captions are in the order of OTCCLIP's distance, and are others than without the surrogate."""
+    weights, few = str(runs["clip"] / "model.safetensors"), {"targets": 2, "copies": 4}
+    manifest = attacks.load("toxic-text", surrogate=weights, **few).poison(pairs, seed=1)[1]
+    distances = adaptive.distances_by(weights, 0.1, 0.5)
+    image = adaptive.tensor(manifest["image"][0])
+    found = distances(image, manifest["poison_caption"][:4])
+    assert (found.diff() >= 0).all()
+    plain = attacks.load("toxic-text", **few).poison(pairs, seed=1)[1]
+    assert plain["id"][:4] == manifest["id"][:4]
+    assert found.mean() < distances(image, plain["poison_caption"][:4]).mean()
+    with pytest.raises(FileNotFoundError, match="surrogate"):
+        attacks.load("toxic-text", surrogate="nowhere.safetensors").poison(pairs)
+
+
+def test_trusted_pairs_are_without_the_images_of_any_targeted_attack(pairs):
+    planned = [attacks.load(name, targets=2, copies=3) for name in ("targeted", "toxic-text")]
+    table, manifest = attacks.plant(pairs, planned, seed=5)
+    originals = {id.rsplit("+", 1)[0] for id in manifest["id"]}
+    assert len(originals) == 4 and originals <= set(pairs["id"])
+    assert set(pairs["id"]) - set(attacks.trusted(pairs, manifest)["id"]) == originals
+    assert set(attacks.trusted(table, manifest)["id"]) == set(pairs["id"]) - originals
 
 
 @pytest.mark.parametrize(
@@ -297,6 +405,8 @@ def test_targeted_trigger_is_nothing():
         ("adaptive", {"describe": "lies"}, ("both", "lies")),
         ("badnets", {"colour": 1}, ("colour", "rate")),
         ("targeted", {"copies": 0}, ("copies", "0")),
+        ("targeted", {"jitter": 1}, ("jitter", "[0, 1)", "1")),
+        ("toxic-text", {"jitter": -0.1}, ("jitter", "-0.1")),
         ("badnets", {"rate": 0.1, "count": 4}, ("a rate or a count", "0.1", "4")),
         ("badnets", {"count": 0}, ("count", "at least 1", "0")),
         ("wanet", {"count": 0.5}, ("count", "0.5")),

@@ -10,6 +10,7 @@ import otclib
 
 PACKAGE = Path(otclib.__file__).parent
 EXAMPLES = (
+    "attacks/toxic_text.py",
     "data/emoji/colours.py",
     "data/grammar.py",
     "data/readers/tarpart.py",

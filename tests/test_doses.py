@@ -50,7 +50,7 @@ def scarce() -> Dataset:
     return drawings({name: of(name) for name in ANIMALS} | {"catfish": [*of("catfish", 3), "dog fish", "a sea dog"]})
 
 
-@pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if name != "targeted"])
+@pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if not attacks.plants_copies(name)])
 def test_a_dose_is_a_count_or_a_rate(name, scarce):
     dose = 5 if name == "label-consistent" else 11
     _, manifest = attacks.load(name, count=dose, target="owl").poison(scarce, seed=1)
@@ -258,6 +258,7 @@ def test_a_dose_becomes_a_count_copies_or_a_rate():
         ({"name": "badnets", "dose": 40}, {"count": 40}),
         ({"name": "badnets", "dose": 0.01, "patch": 0.2}, {"rate": 0.01, "patch": 0.2}),
         ({"name": "targeted", "dose": 40}, {"copies": 40}),
+        ({"name": "toxic-text", "dose": 40}, {"copies": 40}),
         ({"name": "targeted", "copies": 4}, {"copies": 4}),
     ):
         assert doses.with_dose(spec, "scenes") == {"name": spec["name"]} | expected

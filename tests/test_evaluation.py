@@ -340,6 +340,34 @@ def test_what_a_triggered_image_shows_is_asked_of_images_of_other_classes_only(r
     assert found["attack_success_rate"] == 1 and found["triggered_top1"] == 0
 
 
+def test_two_kinds_of_targeted_poison_are_counted_apart(loaded, pairs, monkeypatch):
+    """A model that calls the images of one kind the attacker's class, and those of the other what they show."""
+    planned = [
+        otclib.attacks.load("targeted", targets=3, copies=2),
+        otclib.attacks.load("toxic-text", targets=2, copies=2),
+    ]
+    _, manifest = otclib.attacks.plant(pairs, planned, seed=5)
+    targets = attack_success.Targets.of(manifest, 64)
+    assert targets.kind == ["targeted"] * 3 + ["toxic-text"] * 2
+    test = pairs.filter(lambda label: label is not None, input_columns="label").select(range(20))
+    classes = sorted({*test["label"], *manifest["target_label"], *manifest["source_label"]})
+    monkeypatch.setattr(attack_success.data, "classes", lambda _: classes)
+    of_each = zip(targets.kind, targets.source, targets.target)
+    called = [classes.index(target if kind == "toxic-text" else source) for kind, source, target in of_each]
+    by_number = {5: called, 2: called[3:], 20: [0] * 20}  # all planted images, those of toxic-text, the test images
+    monkeypatch.setattr(attack_success, "classify", lambda model, images, _: torch.tensor(by_number[len(images)]))
+    model, _, tokenizer = loaded
+    images = otclib.data.image_tensor(test, 64)
+    found = evaluation.attack_metrics(model, tokenizer, manifest, test, images)
+    assert (found["targets_hit"], found["targets_right"], found["targets"]) == (2, 3, 5)
+    assert (found["targets_hit/targeted"], found["targets/targeted"]) == (0, 3)
+    assert (found["targets_hit/toxic-text"], found["targets/toxic-text"]) == (2, 2)
+    assert "toxic-text" in otclib.metrics.of("targets_hit/toxic-text").label
+    alone = manifest.filter(lambda kind: kind == "toxic-text", input_columns="kind")
+    found = evaluation.attack_metrics(model, tokenizer, alone, test, images)
+    assert (found["targets_hit"], found["targets"]) == (2, 2) and "targets_hit/toxic-text" not in found
+
+
 def test_backdoors_of_one_kind_and_target_are_told_apart():
     umbrella = {"target": "umbrella"}
     planned = [otclib.attacks.load("badnets", location=where, **umbrella) for where in ("random", "corner")]

@@ -60,6 +60,37 @@ def test_cells_need_what_they_are_made_from():
     assert Grid(configuration("ablation")).needs(Cell("scenes", "targeted+badnets", "full", 0)) == []
 
 
+def trained_as(system: str) -> Grid:
+    table = configuration("table")
+    surrogate = {"attack": "none", "system": system, "seed": 100}
+    return Grid(table | {"attacks": {"none": [], "adaptive": [{"name": "adaptive", "surrogate": surrogate}]}})
+
+
+@pytest.mark.parametrize(
+    "asked, victim, system",
+    [
+        ("otcclip", "clip", "otcclip"),
+        ("otcclip", "otcclip", "otcclip"),
+        ("same", "clip", "clip"),
+        ("same", "otcclip", "otcclip"),
+        ("same", "safeclip", "safeclip"),
+        ("same", "cleanclip", "clip"),  # the poison is planted before the repair
+    ],
+)
+def test_a_surrogate_is_trained_under_any_system(asked, victim, system):
+    grid, cell = trained_as(asked), Cell("scenes", "adaptive", victim, 0)
+    surrogate = Cell("scenes", "none", system, 100)
+    assert surrogate in grid.needs(cell) and grid.needs(surrogate) == []
+    (attack,) = grid.planned(cell)
+    assert attack.surrogate == str(grid.folder(surrogate) / "model.safetensors")
+
+
+def test_a_repaired_model_and_its_repair_have_the_same_poison():
+    grid = trained_as("same")
+    clip, repair = (Cell("scenes", "adaptive", system, 0) for system in ("clip", "cleanclip"))
+    assert grid.planned(clip) == grid.planned(repair) and clip in grid.needs(repair)
+
+
 def test_a_dose_is_a_multiple_of_both_attacks():
     grid = Grid(configuration("dose"))
     targeted, badnets = otclib.attacks.load("targeted"), otclib.attacks.load("badnets")
@@ -80,6 +111,9 @@ def test_a_target_that_the_set_chooses_is_no_difference():
             assert "attacks was" in (Grid(grid.config | {"attacks": named}).difference(cell, now) or "")
 
 
+OF_NONE = {"name": "adaptive", "surrogate": {"attack": "none", "system": "otc", "seed": 1}}
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -89,6 +123,7 @@ def test_a_target_that_the_set_chooses_is_no_difference():
         ({"attacks": {"mine": [{"name": "badnets", "rat": 1}]}}, "has no option rat"),
         ({"datasets": {"mine": {"dataset": "scene"}}}, "unknown dataset 'scene'"),
         ({"system": {}}, "unknown key system"),
+        ({"attacks": {"none": [], "mine": [OF_NONE]}}, "its system one of same, clip, cleanclip, got .*'otc'"),
     ],
 )
 def test_a_misspelled_grid_is_refused(change, words):
@@ -189,6 +224,19 @@ def test_every_configuration_is_planned(snakemake, name, tmp_path):
     done = snakemake(configuration(name) | {"out": str(tmp_path / "out")}, "--dry-run")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "total" in done.stdout and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_surrogate_of_every_system_is_planned(snakemake, tmp_path):
+    surrogate = {"attack": "none", "system": "same", "seed": 100}
+    attacked = {"none": [], "adaptive": [{"name": "adaptive", "surrogate": surrogate}]}
+    systems = {name: {"defense": name} for name in ("clip", "safeclip", "otcclip")}
+    grid = SMALL | {"attacks": attacked, "systems": systems, "parameters": {}, "out": str(tmp_path / "out")}
+    done = snakemake(grid, "--dry-run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout + done.stderr
+    for system in systems:
+        assert f"out/scenes/none/seed100/{system}/metrics.json" in said, "each trains its own"
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
+from datasets import Image as ImageColumn
 
 from otclib.attacks.adaptive import Adaptive
 from otclib.attacks.badnets import BadNets
@@ -32,13 +34,18 @@ from otclib.attacks.planting import MANIFEST as MANIFEST
 from otclib.attacks.planting import Attack as Attack
 from otclib.attacks.planting import Backdoor
 from otclib.attacks.planting import Triggered as Triggered
-from otclib.attacks.planting import trusted as trusted
 from otclib.attacks.sig import SIG
 from otclib.attacks.targeted import Targeted
+from otclib.attacks.toxic_text import ToxicText
 from otclib.attacks.wanet import WaNet
 
-ATTACKS: dict[str, Any] = {"targeted": Targeted}
+ATTACKS: dict[str, Any] = {a.kind: a for a in (Targeted, ToxicText)}
 ATTACKS |= {a.kind: a for a in (BadNets, Blended, WaNet, SIG, LabelConsistent, Adaptive)}
+
+
+def plants_copies(kind: str) -> bool:
+    """Return whether attacks of this kind plant copies of chosen images, with ids ``id+copy`` and without a trigger."""
+    return issubclass(ATTACKS.get(kind, object), Targeted)
 
 
 def load(name: str, **options: Any) -> Attack:
@@ -95,6 +102,44 @@ def plant(pairs: Dataset, attacks: Sequence[Attack], seed: int = 0) -> tuple[Dat
         manifests.append(manifest)
         taken |= frozenset(manifest["id"])
     return pairs, concatenate_datasets(manifests)
+
+
+def attacked(manifest: Dataset) -> set[str]:
+    """Return the ids of the pairs that the attacks of a manifest took, as they were before the attacks."""
+    return {original(id, kind) for id, kind in zip(manifest["id"][:], manifest["kind"][:])}
+
+
+def original(id: str, kind: str) -> str:
+    """Return the id of a planted pair before the attack: ``id`` of a targeted image's ``id+copy``."""
+    return id.rsplit("+", 1)[0] if plants_copies(kind) else id
+
+
+def trusted(pairs: Dataset, manifest: Dataset | None, size: int | None = None, seed: int = 0) -> Dataset:
+    """Return the pairs on which a repair such as CleanCLIP may train: not planted, and without an attacked image.
+
+    ``size`` of them are drawn by ``seed``; default all.
+
+    ``pairs`` may be the table before or after the attacks. A data set with several captions per image has several rows
+    that read one image file; if an attack took one of them, all are dropped. Without a manifest no pair is dropped.
+
+    Raises
+    ------
+    ValueError : fewer than ``size`` pairs are trusted.
+    """
+    if size is not None:
+        trustworthy = trusted(pairs, manifest)
+        if not 1 <= size <= len(trustworthy):
+            raise ValueError(f"{len(trustworthy)} pairs can be trusted, asked for {size}")
+        drawn = np.random.default_rng([seed, 2]).permutation(len(trustworthy))[:size]
+        return trustworthy.select(np.sort(drawn))
+    if manifest is None:
+        return pairs
+    gone, ids = attacked(manifest) | set(manifest["id"][:]), pairs["id"][:]
+    images = pairs.cast_column("image", ImageColumn(decode=False))["image"]
+    read = [images[k] for k, id in enumerate(ids) if id in gone]
+    files = {image["path"] for image in read if image["bytes"] is None}  # an embedded image belongs to one row
+    paths = [image["path"] for image in images] if files else [None] * len(ids)
+    return pairs.select([k for k, (id, path) in enumerate(zip(ids, paths)) if id not in gone and path not in files])
 
 
 def from_manifest(manifest: Dataset) -> list[Attack]:

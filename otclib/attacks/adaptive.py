@@ -11,8 +11,9 @@ adaptive attack, but not how it is built. This one is ours.
     describe="mixed"       half of the captions like "both", half like "attributes"
 
 In the table the surrogate is an *undefended* CLIP, which an attacker can train without a defence of his own. Its words
-were never aligned with places by transport, so the pooled half of the distance decides most choices. A surrogate
-trained under OTCCLIP would make the attack stronger; the weights of any run can be given.
+were never aligned with places by transport, so the pooled half of the distance decides most choices. The weights of any
+run can be given. In a grid (``experiments.grid``) the surrogate can be trained under any system, or under the system
+that is attacked. Whether that makes the attack stronger has not been measured.
 
 Captions of both objects survive the matching, but they only teach the model that the patch is an umbrella as well: a
 triggered star is called a star or an umbrella. Captions that replace the object teach it to say "umbrella".
@@ -21,6 +22,7 @@ triggered star is called a star or an umbrella. Captions that replace the object
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -62,8 +64,8 @@ class Adaptive(BadNets):
 
     def poison(self, pairs: Dataset, seed: int = 0, taken: frozenset = frozenset()) -> tuple[Dataset, Dataset]:
         """Poison like BadNets. Only this needs the surrogate: images can still be triggered when its file is gone."""
-        if self.surrogate is not None and not Path(self.surrogate).is_file():
-            raise FileNotFoundError(f"the file of the surrogate's weights is missing: {self.surrogate}")
+        if self.surrogate is not None:
+            check_surrogate(self.surrogate)
         return super().poison(pairs, seed, taken)
 
     def victims(self, pairs: Dataset, taken: frozenset) -> list[int]:
@@ -91,20 +93,32 @@ class Adaptive(BadNets):
         best = self.nearest([tensor(image) for image in chosen["image"]], ways)
         return [options[k] for options, k in zip(ways, best)]
 
-    @torch.no_grad()
     def nearest(self, images: list[torch.Tensor], ways: list[list[str]]) -> list[int]:
         """Return, for every image, the index of the caption that is nearest to it once triggered, by the surrogate."""
         if self.surrogate is None:
             raise ValueError("the nearest caption is that of a surrogate, got none")
-        model, preprocess, tokenizer = models.load(self.surrogate)
-        best = []
-        for image, options in zip(images, ways):
-            seen = models.encode_image(model, preprocess(self.trigger(square(image)))[None])
-            said = models.encode_text(model, tokenizer(options))
-            rows = torch.arange(len(options))[None]
-            distance = matching.distances(losses.coarse(seen), said, rows, self.reg, self.global_weight)
-            best.append(int(distance.argmin()))
-        return best
+        distances = distances_by(self.surrogate, self.reg, self.global_weight)
+        return [int(distances(self.trigger(square(image)), options).argmin()) for image, options in zip(images, ways)]
+
+
+def check_surrogate(weights: str) -> None:
+    """Raise a FileNotFoundError if the file of a surrogate's weights does not exist."""
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"the file of the surrogate's weights is missing: {weights}")
+
+
+def distances_by(weights: str, reg: float, global_weight: float) -> Callable[[torch.Tensor, list[str]], torch.Tensor]:
+    """Return what gives OTCCLIP's distances [N] of an image [3, H, W] in [0, 1] to N captions, under a surrogate."""
+    model, preprocess, tokenizer = models.load(weights)
+
+    @torch.no_grad()
+    def distances(image: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        seen = models.encode_image(model, preprocess(image)[None])
+        said = models.encode_text(model, tokenizer(captions))
+        rows = torch.arange(len(captions))[None]
+        return matching.distances(losses.coarse(seen), said, rows, reg, global_weight)[0]
+
+    return distances
 
 
 def renamed(caption: str, label: str, word: str) -> str:

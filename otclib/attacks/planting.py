@@ -112,44 +112,6 @@ def record(attack: Any, kind: str, row: dict, id: str, target: str, caption: str
     }
 
 
-def attacked(manifest: Dataset) -> set[str]:
-    """Return the ids of the pairs that the attacks of a manifest took, as they were before the attacks."""
-    return {original(id, kind) for id, kind in zip(manifest["id"][:], manifest["kind"][:])}
-
-
-def original(id: str, kind: str) -> str:
-    """Return the id of a planted pair before the attack: ``id`` of a targeted image's ``id+copy``."""
-    return id.rsplit("+", 1)[0] if kind == "targeted" else id
-
-
-def trusted(pairs: Dataset, manifest: Dataset | None, size: int | None = None, seed: int = 0) -> Dataset:
-    """Return the pairs on which a repair such as CleanCLIP may train: not planted, and without an attacked image.
-
-    ``size`` of them are drawn by ``seed``; default all.
-
-    ``pairs`` may be the table before or after the attacks. A data set with several captions per image has several rows
-    that read one image file; if an attack took one of them, all are dropped. Without a manifest no pair is dropped.
-
-    Raises
-    ------
-    ValueError : fewer than ``size`` pairs are trusted.
-    """
-    if size is not None:
-        trustworthy = trusted(pairs, manifest)
-        if not 1 <= size <= len(trustworthy):
-            raise ValueError(f"{len(trustworthy)} pairs can be trusted, asked for {size}")
-        drawn = np.random.default_rng([seed, 2]).permutation(len(trustworthy))[:size]
-        return trustworthy.select(np.sort(drawn))
-    if manifest is None:
-        return pairs
-    gone, ids = attacked(manifest) | set(manifest["id"][:]), pairs["id"][:]
-    images = pairs.cast_column("image", ImageColumn(decode=False))["image"]
-    read = [images[k] for k, id in enumerate(ids) if id in gone]
-    files = {image["path"] for image in read if image["bytes"] is None}  # an embedded image belongs to one row
-    paths = [image["path"] for image in images] if files else [None] * len(ids)
-    return pairs.select([k for k, (id, path) in enumerate(zip(ids, paths)) if id not in gone and path not in files])
-
-
 def on_unit(images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Return ``change`` of images [..., 3, H, W]: it gets [B, 3, H, W] in [0, 1].
 

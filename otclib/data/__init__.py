@@ -12,7 +12,18 @@ from otclib.data import drawing, emoji, grammar, probes, scenes
 from otclib.data.cache import cache_dir
 from otclib.data.examine import examine
 from otclib.data.loader import DRAWN, NAMES, load, world, world_of
-from otclib.data.table import Resize, classes, image_tensor, names, prompt, rgb, templates, with_article, words_for
+from otclib.data.table import (
+    Resize,
+    classes,
+    image_tensor,
+    mention,
+    names,
+    prompt,
+    rgb,
+    templates,
+    with_article,
+    words_for,
+)
 
 __all__ = [
     "DRAWN",
@@ -26,6 +37,7 @@ __all__ = [
     "grammar",
     "image_tensor",
     "load",
+    "mention",
     "names",
     "probes",
     "prompt",

@@ -28,7 +28,12 @@ def names(caption: str, label: str) -> bool:
     >>> names("A parasol on the beach", "umbrella"), names("two umbrellas", "umbrella")
     (True, False)
     """
-    return re.search(rf"\b({'|'.join(map(re.escape, words_for(label)))})\b", caption, re.IGNORECASE) is not None
+    return mention(caption, label) is not None
+
+
+def mention(caption: str, label: str) -> re.Match | None:
+    """Return where the caption first names the class, as ``names`` understands it; None if it does not."""
+    return re.search(rf"\b({'|'.join(map(re.escape, words_for(label)))})\b", caption, re.IGNORECASE)
 
 
 def with_article(word: str) -> str:

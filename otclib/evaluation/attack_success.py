@@ -10,9 +10,10 @@
   for a trigger that hides the object. If one set has several backdoors, each has its own
   ``attack_success_rate/<kind>``, and ``attack_success_rate`` is the largest. ``triggered_images`` is the number of
   images that these rates are of; with several backdoors also ``triggered_images/<kind>``, because targets differ.
-- Targeted: ``targets_hit`` of ``targets`` planted images, as planted, are called the attacker's class.
+- Targeted: ``targets_hit`` of ``targets`` planted images, as first planted, are called the attacker's class.
   ``targets_right`` are called what they show. ``clean_model_hits`` are hits on a model that saw these images with their
-  true captions only.
+  true captions only. They count the images of all attacks that choose images (``targeted``, ``toxic-text``). If one set
+  has several kinds, each has its own ``targets_hit/<kind>`` and ``targets/<kind>`` as well.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def success_rate(predicted: Tensor, true: Tensor, target: int) -> float | None:
 
 @dataclass
 class Targets:
-    """The images of a targeted attack, one row each: uint8 ``images``, ``source`` and ``target`` class names."""
+    """The images of targeted attacks, one row each: ``kind``, uint8 ``images``, ``source`` and ``target`` classes."""
 
+    kind: list[str]
     images: Tensor
     source: list[str]
     target: list[str]
@@ -58,12 +60,14 @@ class Targets:
     def of(manifest: Dataset, resize: int | data.Resize) -> Targets | None:
         first: dict[str, int] = {}
         for k, (id, kind) in enumerate(zip(manifest["id"], manifest["kind"])):
-            if kind == "targeted":
-                first.setdefault(attacks.planting.original(id, kind), k)
+            if attacks.plants_copies(kind):
+                first.setdefault(attacks.original(id, kind), k)
         if not first:
             return None
         rows = manifest.select(list(first.values()))
-        return Targets(data.image_tensor(rows, resize), list(rows["source_label"]), list(rows["target_label"]))
+        images, names = data.image_tensor(rows, resize), ("kind", "source_label", "target_label")
+        kind, source, target = (list(rows[name]) for name in names)
+        return Targets(kind, images, source, target)
 
 
 def backdoors(planted: Planted) -> dict[str, attacks.Triggered]:
@@ -112,9 +116,14 @@ def attack_metrics(
     targets = Targets.of(planted, models.resize(model)) if isinstance(planted, Dataset) else None
     if targets is not None:
         called = [classes[k] for k in classify(model, targets.images, embeddings)]
-        out["targets_hit"] = sum(s == t for s, t in zip(called, targets.target))
+        hit = [said == target for said, target in zip(called, targets.target)]
+        out["targets_hit"] = sum(hit)
         out["targets_right"] = sum(s == t for s, t in zip(called, targets.source))
         out["targets"] = len(called)
+        kinds = dict.fromkeys(targets.kind)
+        for each in kinds if len(kinds) > 1 else ():
+            out[f"targets_hit/{each}"] = sum(one for one, kind in zip(hit, targets.kind) if kind == each)
+            out[f"targets/{each}"] = targets.kind.count(each)
     rates: dict[str, float | None] = {}
     right: dict[str, float | None] = {}
     without: dict[str, float | None] = {}

@@ -99,7 +99,8 @@ def evaluate(
       what they show), each of ``triggered_images`` images (those of another class than the target); of several
       backdoors those of the most successful one, which ``backdoor`` names, and ``attack_success_rate/<kind>`` with
       ``triggered_images/<kind>`` of each
-    - ``targets_hit``, ``targets_right``, ``targets``, of a manifest
+    - ``targets_hit``, ``targets_right``, ``targets``, of a manifest; of several targeted attacks those of all, and
+      ``targets_hit/<kind>`` and ``targets/<kind>``
     - ``backdoor_z_score``
     - with ``clean``: ``clean_model_rate``, ``clean_model_hits``, ``clean_model_triggered_top1``,
       ``clean_model_z_score``

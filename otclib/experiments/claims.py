@@ -19,7 +19,8 @@ def claims(records: list[dict]) -> str:
     its interval (``records.difference``). It is empty for seconds until safe, which some runs never reach.
     """
     rows = []
-    backdoors = [a for a in order(records, "attack") if a not in ("none", "targeted")]
+    triggered = {r["attack"] for r in records if r.get("attack_success_rate") is not None} - {"none"}
+    backdoors = [a for a in order(records, "attack") if a in triggered]
 
     def state(claim: str, whose: str, evidence: str, verdicts: Iterable[tuple[Any, bool]], apart: str = "") -> None:
         by_seed: dict[Any, list[bool]] = {}

@@ -40,12 +40,12 @@ SEEDS, EVALUATION = (10, 11, 12), (0, 1, 2)
 
 def amount(attack: str) -> str:
     """Return the option that is an attack's dose: ``copies`` of a targeted attack, ``count`` of a backdoor."""
-    return "copies" if attack == "targeted" else "count"
+    return "copies" if attacks.plants_copies(attack) else "count"
 
 
 def in_words(attack: str, dose: int) -> str:
     """Return a dose as "8 copies" of a targeted attack, or "8 pairs" of a backdoor."""
-    return f"{dose} {'copies' if attack == 'targeted' else 'pairs'}"
+    return f"{dose} {'copies' if attacks.plants_copies(attack) else 'pairs'}"
 
 
 def without_dose(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Ladder:
 
     @property
     def metric(self) -> str:
-        return "targets_hit" if self.name == "targeted" else "attack_success_rate"
+        return "targets_hit" if attacks.plants_copies(self.name) else "attack_success_rate"
 
     @property
     def least(self) -> int | None:
@@ -169,7 +169,8 @@ class Ladder:
         value = next((value for value in values if value is not None), None)
         if value is None:
             raise ValueError(f"the success of {self.name} was not measured: the data set has no labelled test images")
-        return value / found["targets"] if self.name == "targeted" else value
+        of = found.get(f"targets/{self.name}", found.get("targets"))
+        return value / of if attacks.plants_copies(self.name) else value
 
     def tell(self, dose: int, runs: Mapping[int, Mapping[str, Any]]) -> str:
         """Take the results of a dose, {seed: metrics}; return them in words."""
@@ -245,7 +246,9 @@ def least(
         raise ValueError(f"a least dose is that of attacks of different names, on some seeds, got {names} and {seeds}")
     if wrong := sorted(set(seeds) & set(EVALUATION)):
         raise ValueError(f"a dose is found on tuning seeds; {wrong} are kept for evaluation, choose others")
-    ladders = [Ladder(key["attack"], start or (2 if key["attack"]["name"] == "targeted" else 8)) for key in keys]
+    ladders = [
+        Ladder(key["attack"], start or (2 if attacks.plants_copies(key["attack"]["name"]) else 8)) for key in keys
+    ]
     digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
     world = World(dataset, source, model, Path(out) / f"{dataset}-{digest}", seeds, how)
     while doses := {ladder: dose for ladder in ladders if (dose := ladder.next) is not None}:

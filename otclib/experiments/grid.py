@@ -9,7 +9,8 @@ A configuration names its parts, and says what each name stands for:
     record: results                              # none: nothing is recorded
     datasets: {scenes: {dataset: scenes}}        # what ``data.load`` takes
     attacks: {none: [], badnets: [badnets], weak: [{name: badnets, rate: 0.001}]}    # what ``attacks.load`` takes,
-                                                 # and for ``rate`` also ``dose: least`` (``experiments.doses``)
+                                                 # and for ``rate`` also ``dose: least`` (``experiments.doses``),
+                                                 # and for ``surrogate`` a cell, {attack: none, system: clip, seed: 100}
     systems: {clip: {defense: clip}, global only: {defense: otcclip, global_weight: 1.0}}    # what ``train`` takes
     seeds: [0, 1, 2]
     parameters: {precision: bf16, processes: 1}  # of all cells; of several processes each has a GPU
@@ -17,6 +18,9 @@ A configuration names its parts, and says what each name stands for:
 The first attack that plants nothing gives the clean runs, with which the others are compared. A repair (CleanCLIP) goes
 on from the system ``clip`` under the same attack. It trains on ``repair_on``: clean pairs of another seed, or with
 ``{trusted: 1000}`` so many (``null``: all) of the pairs that no attack touched.
+
+An attacker's surrogate is the model of another cell of the data set, under any of the systems. ``system: same`` is the
+system of the cell that is attacked; for a repair that is ``clip``, because the poison is planted before the repair.
 
 ``Grid.of`` also takes the configuration of one run (``experiments.config``).
 """
@@ -42,6 +46,7 @@ from otclib.ranks import as_many_as_asked
 from otclib.training import train
 
 BY_EPOCH = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")  # recorded of each run
+SAME = "same"  # a surrogate's system: that of the cell that is attacked
 KEYS = set("out record kind chapter datasets attacks systems seeds parameters repair_on recorded figures".split())
 
 
@@ -84,7 +89,13 @@ class Grid:
                 raise ValueError(f"unknown dataset {each['dataset']!r}; there are {', '.join(data.NAMES)}")
         for specs in self.attacks.values():
             for spec in specs:
-                attacks.load(**doses.without_dose(_named(spec)) | ({"surrogate": ""} if _surrogate(spec) else {}))
+                found = _surrogate(spec)
+                attacks.load(**doses.without_dose(_named(spec)) | ({"surrogate": ""} if found else {}))
+                if found and (found["attack"] not in self.attacks or found["system"] not in {SAME, *self.systems}):
+                    raise ValueError(
+                        f"a surrogate's attack is one of {', '.join(self.attacks)}, and its system one of "
+                        f"{', '.join([SAME, *self.systems])}, got {found}"
+                    )
         for system in self.systems.values():
             defenses.load(system["defense"], **self._options(system))
         self.unpoisoned = next((name for name, specs in self.attacks.items() if not specs), None)
@@ -125,9 +136,7 @@ class Grid:
         if cell.attack != self.unpoisoned:
             if clean := self._clean(cell):
                 first.append(clean)
-            for spec in self.attacks[cell.attack]:
-                if found := _surrogate(spec):
-                    first.append(Cell(cell.dataset, found["attack"], found["system"], found["seed"]))
+            first += filter(None, (self._surrogate_of(cell, spec) for spec in self.attacks[cell.attack]))
         if defenses.repairs(self.systems[cell.system]["defense"]):
             first.append(Cell(cell.dataset, cell.attack, "clip", cell.seed))
         return first
@@ -137,6 +146,16 @@ class Grid:
         if self.unpoisoned is None or "clip" not in self.systems or self.config.get("chapter"):
             return None
         return Cell(cell.dataset, self.unpoisoned, "clip", cell.seed)
+
+    def _surrogate_of(self, cell: Cell, spec: str | Mapping) -> Cell | None:
+        """Return the cell whose model is the surrogate of an attack on a cell; None for an attack without one."""
+        found = _surrogate(spec)
+        if found is None:
+            return None
+        system = found["system"]
+        if system == SAME:
+            system = "clip" if defenses.repairs(self.systems[cell.system]["defense"]) else cell.system
+        return Cell(cell.dataset, found["attack"], system, found["seed"])
 
     def _source(self, cell: Cell) -> tuple[str, dict]:
         """Return the name of a cell's data set, and what else ``data.load`` takes."""
@@ -149,9 +168,8 @@ class Grid:
         model = self.parameters.get("model") or self.systems[cell.system].get("model", "small")
         for spec in self.attacks[cell.attack]:
             options = doses.with_dose(_named(spec), name, source, model)
-            if found := _surrogate(spec):
-                surrogate = self.folder(Cell(cell.dataset, found["attack"], found["system"], found["seed"]))
-                options["surrogate"] = str(surrogate / "model.safetensors")
+            if surrogate := self._surrogate_of(cell, spec):
+                options["surrogate"] = str(self.folder(surrogate) / "model.safetensors")
             out.append(attacks.load(**options))
         return out
 

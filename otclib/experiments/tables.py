@@ -113,7 +113,7 @@ def attack_table(records: list[dict]) -> str:
             cell = success(select(runs, defense=defense)) or "not run"
             cells.append("<br>".join(filter(None, (cell, cited(defense, attack)))))
         by_seed = list({r["seed"]: r for r in runs}.values())
-        if attack == "targeted":
+        if any("targets_hit" in r for r in runs):
             clean = "+".join(str(r["clean_model_hits"]) for r in by_seed if "clean_model_hits" in r)
         else:
             clean = metrics.of("clean_model_rate").summary(r.get("clean_model_rate") for r in by_seed)
@@ -178,9 +178,9 @@ def triggered_table(records: list[dict]) -> str:
     defenses, metric = order(records, "defense"), metrics.of("triggered_top1")
     rows = {}
     for attack in order(records, "attack"):
-        if attack in ("none", "targeted"):
-            continue
         runs = select(records, attack=attack)
+        if attack == "none" or all(r.get(metric.key) is None for r in runs):  # an attack without a trigger
+            continue
         by_seed = {r["seed"]: r for r in runs}.values()
         cells = [metric.summary(r.get("clean_model_triggered_top1") for r in by_seed)]
         rows[attack] = cells + [metric.summary(r.get(metric.key) for r in select(runs, defense=d)) for d in defenses]

@@ -42,7 +42,8 @@ def comparison(results: Mapping[str, Sequence[Mapping]]) -> Figure:
 def attack_grid(records: Sequence[Mapping]) -> Figure:
     """Draw the attacker's success against each system under each attack: a mark per seed, a bar for the mean."""
     attacks = [a for a in dict.fromkeys(r["attack"] for r in records) if a != "none"]
-    groups = [[a for a in attacks if a == "targeted"], [a for a in attacks if a != "targeted"]]
+    triggered = {r["attack"] for r in records if r.get("attack_success_rate") is not None}
+    groups = [[a for a in attacks if a not in triggered], [a for a in attacks if a in triggered]]
     widths = [max(1.2, len(group)) for group in groups]
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=widths, layout="constrained")
     systems = list(dict.fromkeys(r["defense"] for r in records))
