@@ -156,12 +156,12 @@ def test_the_outlier_score_is_that_of_its_definition():
 
 @pytest.mark.parametrize("planted, outliers", [(10, True), (60, False)])
 def test_planted_images_are_outliers_as_long_as_they_are_few(planted, outliers):
-    """Of 600 references, all of which are scored with k = 16: beyond k the planted ones are a dense place."""
-    clean, trigger = unit(600 - planted, 16), unit(1, 16, seed=1)
+    """Of 600 references, all of which are scored with k = 16; what the trigger shows, no clean image does."""
+    clean, trigger = F.pad(unit(600 - planted, 8), (0, 8)), F.pad(unit(1, 8, seed=1), (8, 0))
     features = torch.cat([clean, F.normalize(trigger + 0.05 * unit(planted, 16, seed=2), dim=-1)])
     score = dao(features, features, 16, torch.arange(600))
     above = (score[-planted:, None] > score[None, :-planted]).float().mean()
-    assert above > 0.95 if outliers else above < 0.5
+    assert above > 0.99 if outliers else above < 0.8
 
 
 def test_copies_have_a_finite_score():
