@@ -14,10 +14,21 @@ import otclib
 from otclib import defenses, losses
 from otclib.defenses import safeclip
 from otclib.defenses.bank import Bank
+from otclib.defenses.dao import dao
 from otclib.runs import config_of, log_of, write_json
 from otclib.training import journal
 
-SHORT = {"roclip": {"every": 2, "first": 0}, "safeclip": {"warmup": 1, "slow_epochs": 1, "grow": 0.5}}
+SHORT = {
+    "roclip": {"every": 2, "first": 0},
+    "safeclip": {"warmup": 1, "slow_epochs": 1, "grow": 0.5},
+    "dao": {"detect": 2, "k": 4, "references": 100},
+    "par": {},
+}
+
+
+def short(name, runs):
+    """Options of a short run; a repair goes on from that of clip."""
+    return SHORT[name] | ({"model": runs["clip"] / "model.safetensors"} if defenses.repairs(name) else {})
 
 
 def unit(*shape, seed=0):
@@ -116,6 +127,78 @@ def test_an_empty_bank_says_so():
         Bank(0)
 
 
+# -- the outlier score -----------------------------------------------------------------------------------------------
+
+
+def test_the_outlier_score_is_that_of_its_definition():
+    """Image by image and neighbour by neighbour; the first 30 references are the images themselves."""
+    images, more, k = unit(30, 8), unit(20, 8, seed=1), 5
+    references, own = torch.cat([images, more]), torch.arange(30)
+
+    def nearest(x, leave_out):
+        others = [(float((x - y).norm()), j) for j, y in enumerate(references) if j != leave_out]
+        return sorted(others)[:k]
+
+    def by_hand(x, leave_out):
+        near, terms = nearest(x, leave_out), []
+        for _, j in near:
+            r = [distance for distance, _ in nearest(references[j], j)]
+            dimensionality = -1 / (sum(math.log(each / r[-1]) for each in r) / k)
+            terms.append(dimensionality * math.log(near[-1][0] / r[-1]))
+        return sum(terms) / k
+
+    found = dao(images, references, k, own)
+    assert found.tolist() == pytest.approx([by_hand(x, i) for i, x in enumerate(images)], abs=1e-3)
+    found = dao(more, images, k), dao(more, references, k, torch.arange(30, 50))
+    assert not torch.allclose(*found, atol=1e-3), "the references count"
+
+
+@pytest.mark.parametrize("planted, outliers", [(10, True), (60, False)])
+def test_planted_images_are_outliers_as_long_as_they_are_few(planted, outliers):
+    """Of 600 references, all of which are scored with k = 16; what the trigger shows, no clean image does."""
+    clean, trigger = F.pad(unit(600 - planted, 8), (0, 8)), F.pad(unit(1, 8, seed=1), (8, 0))
+    features = torch.cat([clean, F.normalize(trigger + 0.05 * unit(planted, 16, seed=2), dim=-1)])
+    score = dao(features, features, 16, torch.arange(600))
+    above = (score[-planted:, None] > score[None, :-planted]).float().mean()
+    assert above > 0.99 if outliers else above < 0.8
+
+
+def test_copies_have_a_finite_score():
+    features = unit(3, 8).repeat_interleave(10, 0)
+    assert dao(features, features, 4, torch.arange(30)).isfinite().all()
+
+
+def test_the_outlier_score_needs_more_references_than_neighbours(pairs, tmp_path):
+    with pytest.raises(ValueError, match="got 5 and 5"):
+        dao(unit(3, 8), unit(5, 8), k=5)
+    with pytest.raises(ValueError, match="16 neighbours of each image need more pairs than that, got 16"):
+        otclib.train(pairs.select(range(16)), defense="dao", out=tmp_path / "run", epochs=2, progress=False)
+
+
+def test_dao_filters_once_and_begins_again(runs_of, poisoned):
+    log, fates = log_of(runs_of["dao"]), Dataset.from_parquet(str(runs_of["dao"] / "pairs.parquet"))["fate"][:]
+    share = round(0.1 * len(poisoned[0]))
+    assert [line.get("dropped") for line in log] == [None, None, share, None]
+    assert fates.count("left out") == share and fates.count("kept") == len(fates) - share
+    assert log[1]["clean_kept"] == 1 > log[2]["clean_kept"]
+    assert log[2]["loss/contrastive"] > log[1]["loss/contrastive"], "the weights are forgotten"
+
+
+def test_dao_leaves_out_the_highest_scores_of_the_batches_too(monkeypatch):
+    method, restarts = defenses.load("dao", epochs=4, detect=2, drop_share=0.2), []
+    monkeypatch.setattr(
+        method, "score", lambda trainer: torch.tensor([0.1, 3.0, -1.0, 2.0, 0.0, 1.0, 0.5, 0.2, 0.3, 0.4])
+    )
+    trainer = SimpleNamespace(epoch=1, restart=lambda: restarts.append(trainer.epoch), schedule=lambda through: through)
+    assert method.begin_epoch(trainer) == {} and not restarts
+    assert method.learning_rate(trainer, 0.5) == 1, "at its end the first training has a whole schedule behind it"
+    trainer.epoch = 2
+    assert method.begin_epoch(trainer) == {"dropped": 2} and restarts == [2]
+    assert method.passes(trainer, torch.tensor([9, 1, 0, 3]))[0].tolist() == [9, 0]
+    assert method.learning_rate(trainer, 0.5) == 0.5
+    assert defenses.load("dao", epochs=3).detect == 1, "half of the epochs at most"
+
+
 # -- losses by hand --------------------------------------------------------------------------------------------------
 
 S = [[0.9, 0.1, 0.2], [0.3, 0.8, 0.0], [0.1, 0.4, 0.7]]  # similarities of three pairs
@@ -150,13 +233,13 @@ def test_equal_captions_are_no_negatives_of_each_other():
 
 
 @pytest.fixture(scope="module")
-def runs_of(poisoned, tmp_path_factory):
+def runs_of(runs, poisoned, tmp_path_factory):
     table, manifest = poisoned
     out = tmp_path_factory.mktemp("defences")
     same = {"manifest": manifest, "seed": 5, "epochs": 4, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(otclib.evaluation, "evaluate", lambda run, **_: write_json(run / "metrics.json", {}))
-        return {name: otclib.train(table, defense=name, out=out / name, **same, **SHORT[name]) for name in SHORT}
+        return {name: otclib.train(table, defense=name, out=out / name, **same, **short(name, runs)) for name in SHORT}
 
 
 def test_every_defence_trains(runs_of):
@@ -229,6 +312,30 @@ def test_cleanclip_adds_each_modality_by_itself():
     assert torch.allclose(parts["unimodal"], 3.0 * (alone[0] + alone[1]) / 2, atol=1e-6)
 
 
+def test_par_pushes_away_from_the_poisoned_features_up_to_the_threshold():
+    """L = L_CLIP - (D_I + D_T) / 2, without the D that is above the threshold; the temperature is held."""
+    trainer = Stub(0)
+    trainer.scale.requires_grad_()
+    image, text = F.normalize(trainer.image, dim=-1), F.normalize(trainer.text, dim=-1)
+    before = F.normalize(image.detach() + 0.3 * unit(4, 8, seed=5), dim=-1), unit(4, 8, seed=6)
+    near, far = ((x - y).square().sum(1).mean() for x, y in zip((image, text), before))
+    assert 0 < near < 1 < far
+    for threshold, pushed in ((4.0, near + far), (1.0, near), (0.0, 0 * near)):
+        method = defenses.load("par", threshold=threshold)
+        method.poisoned = lambda views, words: tuple(map(Pooled, before))
+        parts = method.loss(trainer, StubBatch())
+        assert torch.allclose(parts["contrastive"], losses.contrastive(image, text, trainer.scale), atol=1e-6)
+        assert torch.allclose(parts["perturb"], -pushed / 2, atol=1e-6)
+        found = torch.autograd.grad(parts["perturb"], (trainer.image, trainer.text), allow_unused=True)
+        assert [bool(g is not None and g.abs().sum() > 0) for g in found] == [near <= threshold, far <= threshold]
+        assert torch.autograd.grad(sum(parts.values()), trainer.scale, allow_unused=True) == (None,)
+
+
+def test_par_leaves_the_poisoned_model_behind(runs_of):
+    log = log_of(runs_of["par"])
+    assert 0 > log[0]["loss/perturb"] > log[-1]["loss/perturb"] > -2.15
+
+
 def test_risky_pairs_come_first_and_the_slow_phase_is_slow(pairs, small):
     from accelerate import Accelerator
 
@@ -248,8 +355,8 @@ def test_risky_pairs_come_first_and_the_slow_phase_is_slow(pairs, small):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["roclip", "safeclip"])
-def test_interrupted_and_resumed_is_the_same(name, runs_of, unevaluated, poisoned, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", SHORT)
+def test_interrupted_and_resumed_is_the_same(name, runs, runs_of, unevaluated, poisoned, tmp_path, monkeypatch):
     table, manifest = poisoned
     checkpoint = journal.save
 
@@ -260,7 +367,7 @@ def test_interrupted_and_resumed_is_the_same(name, runs_of, unevaluated, poisone
 
     def go():
         same = {"manifest": manifest, "defense": name, "seed": 5, "epochs": 4, "progress": False}
-        return otclib.train(table, out=tmp_path / "run", **same, **SHORT[name])
+        return otclib.train(table, out=tmp_path / "run", **same, **short(name, runs))
 
     monkeypatch.setattr(journal, "save", checkpoint_then_die)
     with pytest.raises(KeyboardInterrupt):
@@ -368,6 +475,10 @@ def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):
         ("otcclip", {"pool": 0}),
         ("otcclip-plus", {"first": 0.9, "most": 0.8}),
         ("otcclip-plus", {"q": 2}),
+        ("dao", {"references": 16}),
+        ("dao", {"drop_share": 1}),
+        ("dao", {"detect": 0}),
+        ("par", {"threshold": 5}),
     ],
 )
 def test_options_out_of_range_are_refused(name, options):

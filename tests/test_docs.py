@@ -15,6 +15,7 @@ EXAMPLES = (
     "data/grammar.py",
     "data/readers/tarpart.py",
     "data/table.py",
+    "defenses/dao.py",
     "defenses/otcclip.py",
     "evaluation/attack_success.py",
     "losses.py",

@@ -18,8 +18,10 @@ SHORT = {  # so that every phase of a defence is reached in a few epochs of a fe
     "otcclip-plus": {"warmup": 1, "ready": 1.0, "pool": 64},
     "roclip": {"every": 2, "first": 1, "pool": 0.5},
     "safeclip": {"warmup": 1, "slow_epochs": 1, "min_safe": 0.4, "bank": 0.5},
+    "dao": {"detect": 2, "k": 4, "references": 48},
     "cleanclip": {},
     "cleanclip-supervised": {},
+    "par": {},
 }
 
 

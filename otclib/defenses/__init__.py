@@ -14,8 +14,10 @@ from typing import Any
 from otclib.defenses.base import LEFT_OUT, Batch, Defense, Look, Training
 from otclib.defenses.cleanclip import CleanCLIP, CleanCLIPSupervised
 from otclib.defenses.clip import Clip
+from otclib.defenses.dao import DAO
 from otclib.defenses.otcclip import OTCClip
 from otclib.defenses.otcclip_plus import OTCClipPlus
+from otclib.defenses.par import PAR
 from otclib.defenses.roclip import RoCLIP
 from otclib.defenses.safeclip import SafeCLIP
 
@@ -25,8 +27,10 @@ DEFENSES: dict[str, type[Defense]] = {
     "clip": Clip,
     "roclip": RoCLIP,
     "safeclip": SafeCLIP,
+    "dao": DAO,
     "cleanclip": CleanCLIP,
     "cleanclip-supervised": CleanCLIPSupervised,
+    "par": PAR,
     "otcclip": OTCClip,
     "otcclip-plus": OTCClipPlus,
 }
