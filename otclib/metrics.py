@@ -116,10 +116,11 @@ def at_most(key: str, runs: Sequence[Mapping]) -> str:
     """
     metric = of(key)
     counted = [(run.get(key), run.get(metric.total)) for run in runs]
-    if not counted or any(None in pair for pair in counted):
+    known = [(value, n) for value, n in counted if value is not None and n is not None]
+    if not known or len(known) < len(counted):
         return ""
-    successes = sum(round(value * n) if metric.unit else value for value, n in counted)
-    percent = 100 * wilson(successes, sum(n for _, n in counted))[1]
+    successes = sum(round(value * n) if metric.unit else value for value, n in known)
+    percent = 100 * wilson(successes, sum(n for _, n in known))[1]
     digits = max(0, 1 - math.floor(math.log10(percent)))
     bound = math.ceil(percent * 10**digits) / 10**digits
     return f"≤ {bound:.{digits}f} %" if bound < 100 else ""

@@ -96,7 +96,7 @@ class OTCClip(Defense):
     def __post_init__(self) -> None:
         if not 0 <= self.global_weight <= 1 or not self.reg > 0:
             raise ValueError(
-                f"global_weight must lie in [0, 1] and reg be positive, got {self.global_weight} and {self.reg}"
+                f"reg must be positive and global_weight lie in [0, 1], got {self.reg} and {self.global_weight}"
             )
         if self.pool < 1 or self.warmup < 0 or self.every < 1 or self.fine_batch < 2:
             raise ValueError(

@@ -1,40 +1,39 @@
 """OTCCLIP with what we add: a defence to use, and each addition an option to switch off.
 
-``otcclip`` has the abstract's parts alone. It re-assigns captions by a model that was trained on the planted pairs as on
-all others; by the first matching it has learned them. What we add makes the first matching come in time, judges before
-anything is re-assigned, and counts copies as one.
+``otcclip`` re-assigns captions by a model that was trained on the planted pairs like on all others. Here nobody gets
+another caption. The transport distance judges the pairs, early and again, and what it keeps is
+trained on.
 
-    warm-up   every image is trained with its own caption, by a robust loss, on views with distractors
-    judge     once the set can be judged (``ready``), and then before every ``every``-th epoch: rank every pair among a
-              pool by OTCCLIP's distance, and keep the nearest share, which grows from ``first`` to ``most``
-    train     on what is kept; the rest stays in the batches as negatives
+    warm-up   OTCCLIP's losses on all pairs, until the set can be judged (``ready``)
+    judge     then before every ``every``-th epoch: count the rivals of every pair by OTCCLIP's distance, and keep the
+              share of the pairs with the fewest, which grows from ``first`` to ``most``
+    train     OTCCLIP's losses on what is kept; the rest stays in the batches as negatives
 
 Ours
 ----
-*Judge from both sides.* With r(i) the share of the pool's captions that are nearer to image i than its own, and s(i)
-the share of the pool's images that are nearer to the caption than its own image, a pair is as good as
+*Rivals, from both sides.* With r(i) the share of a pool's captions that are nearer to image i than its own, and s(i)
+the share of its images that are nearer to the caption than its own image, a pair has max(r(i), s(i)) rivals, because
+the attacks differ. A targeted image is far from its caption as the image sees it: captions of what it shows are nearer.
+A triggered image is far as the caption sees it: images of the caption's own class are nearer.
 
-    max(r(i), s(i))
+*Two looks* (``blur``). Many triggers are fine print: a small checkered patch, noise. So the rivals are counted on the
+images as they are and on blurred ones, and the larger count holds. An object survives a little blur.
 
-because the attacks differ. A targeted image is far from its caption as the image sees it: captions of what it shows are
-nearer. A triggered image is far as the caption sees it: images of the caption's own class are nearer.
+*A share, and not a threshold.* How many rivals a clean pair has depends on the set and on the epoch: where captions are
+vague, most have many. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes
+nearer if not. The share grows as SafeCLIP's safe set does.
 
-*A share, and not a threshold.* How near a clean pair is depends on the set and the epoch: where captions are vague, most
-have many rivals. So the nearest ``first`` of the pairs is kept, and ``grow`` more in each epoch, up to ``most``, as in
-SafeCLIP. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes nearer if not.
-
-*When to judge.* The first judgement comes when half of the pairs have fewer than ``ready`` of the pool as rivals. Before
-that ranks are noise; long after it a trigger has been learned. No label and no knowledge of an attack is needed.
-
-*A robust loss until then.* A planted pair contradicts what its image shows, so its probability p under the batch's
-softmax is small once the model begins to distinguish objects. Every pair is weighted by p^q
-(``losses.symmetric_cross_entropy``); q rises to 1, because at the start, when nothing is known, it only slows.
-
-*Distractors until then* (``distractors``). A trigger is learned fast because nothing else looks like it.
+*When to judge* (``ready``). The first judgement comes when half of the pairs have fewer than this share of the pool as
+rivals. Before that they are noise, and long after it a trigger has been learned. No label and no knowledge of an attack
+is needed.
 
 *Copies count as one* (``copies``). Images that are alike are judged together, by the mean of their pairs, and one of
 them is drawn in each epoch: what is planted with many captions weighs no more than any other image. If the set has
 several captions for a usual image, as many are drawn.
+
+*A robust loss* (``q``) after the warm-up. A planted pair that is kept contradicts what its image shows, so its
+probability p under the batch's softmax is small. Every pair is weighted by p^q (``losses.symmetric_cross_entropy``). In
+the warm-up it only slows: the model knows nothing yet.
 """
 
 from __future__ import annotations
@@ -62,7 +61,6 @@ class OTCClipPlus(OTCClip):
     epochs: int = 10
     warmup: int = 2  # epochs before the first judgement, at least
     ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals
-    every: int = 1  # epochs from one judgement to the next
     pool: int = 256  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
@@ -119,20 +117,18 @@ class OTCClipPlus(OTCClip):
 
         It is the largest over the looks: the images as they are, and blurred.
         """
-        captions = TokenSets.of(training.encode_captions(pool))
-        n = len(training.caption_of) if rows is None else len(rows)
+        looks = [None, blurred(self.blur * training.sides[0])] if self.blur else [None]
+        of_pool = [[image for _, image in self.coarse_images(training, pool, look)] for look in looks]
+        images = [TokenSets.of(training.gather(parts, len(pool))) for parts in of_pool]
+        captions, found = TokenSets.of(training.encode_captions(pool)), []
         how: dict[str, Any] = {"share": SOLVED, "reg": self.reg, "global_weight": self.global_weight}
-        worst = torch.zeros(n)
-        for look in (None, blurred(self.blur * training.sides[0])) if self.blur else (None,):
-            pool_images = training.gather([image for _, image in self.coarse_images(training, pool, look)], len(pool))
-            images, found = TokenSets.of(pool_images), []
-            for some, image in self.coarse_images(training, rows, look):
-                text = training.encode_captions(some)
-                by_image = matching.rank_own(image, text, captions, **how).own_rank
-                by_caption = matching.rank_own(text, image, images, **how).own_rank
-                found.append(torch.maximum(by_image, by_caption).cpu())
-            worst = torch.maximum(worst, training.gather(found, n))
-        return worst
+        for seen in zip(*(self.coarse_images(training, rows, look) for look in looks)):
+            text, ranks = TokenSets.of(training.encode_captions(seen[0][0])), []
+            for (_, image), pool_images in zip(seen, images):
+                ranks.append(matching.rank_own(image, text, captions, **how).own_rank)
+                ranks.append(matching.rank_own(text, image, pool_images, **how).own_rank)
+            found.append(torch.stack(ranks).amax(0).cpu())
+        return training.gather(found, len(training.caption_of) if rows is None else len(rows))
 
     # -- alignment ---------------------------------------------------------------------------------------------------
 
