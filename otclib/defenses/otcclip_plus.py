@@ -58,7 +58,7 @@ SOLVED = 0.2  # share of the pool, the nearest by a bound, among which a pair is
 class OTCClipPlus(OTCClip):
     """OTCCLIP's transport with our judgement; a comment beside each option says what it does."""
 
-    epochs: int = 10
+    epochs: int = 12
     warmup: int = 2  # epochs before the first judgement, at least
     ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals
     pool: int = 256  # pairs that every pair is compared with; drawn afresh for every judgement
