@@ -71,8 +71,8 @@ def test_claims_hold_in_the_seeds_in_which_they_do_in_every_run():
     found = verdicts(records)
     assert found["undefended, badnets: ASR at least 90 %"] == "in 1 of 1 seed"
     assert found["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "in 1 of 1 seed"
-    assert found["OTCCLIP's zero-shot within 2 points of clean CLIP's"] == "in 1 of 1 seed"
-    assert found["OTCCLIP accurate and safe sooner than SafeCLIP"] == "in 1 of 1 seed"
+    assert found["OTCCLIP (reconstruction): zero-shot within 2 points of clean CLIP's"] == "in 1 of 1 seed"
+    assert found["OTCCLIP (reconstruction): accurate and safe sooner than SafeCLIP"] == "in 1 of 1 seed"
     assert found["OTCCLIP (reconstruction): success 0 % in most cases"] == "in 1 of 1 seed"
     assert found["CleanCLIP at least halves a backdoor"] == "in 1 of 1 seed"
     assert found["... at under 1 point of zero-shot accuracy"] == "**in 0 of 1 seed**", "it costs 2"
@@ -82,14 +82,20 @@ def test_claims_hold_in_the_seeds_in_which_they_do_in_every_run():
     worse = verdicts([*records, *more, run("clip", "badnets", 1, 0.9, 0.8, None)])
     assert worse["OTCCLIP (reconstruction), badnets: ASR at most 2 %"] == "**in 1 of 2 seeds**"
     assert worse["undefended, badnets: ASR at least 90 %"] == "**in 1 of 2 seeds**"
-    assert worse["OTCCLIP's zero-shot above RoCLIP's"] == "**in 1 of 2 seeds**", "better on average is not enough"
+    assert worse["OTCCLIP (reconstruction): zero-shot above RoCLIP's"] == "**in 1 of 2 seeds**", (
+        "better on average is not enough"
+    )
     assert worse["OTCCLIP (reconstruction): success 0 % in most cases"] == "**in 1 of 2 seeds**"
     never = [run("otcclip", "badnets", 0, 0.9, 0.5, None), run("roclip", "badnets", 0, 0.9, 0.5, None)]
-    assert verdicts(never)["OTCCLIP accurate and safe sooner than RoCLIP"] == "undecided", "neither ever was"
-    assert worse["OTCCLIP accurate and safe sooner than RoCLIP"] == "**in 1 of 2 seeds**"
+    assert verdicts(never)["OTCCLIP (reconstruction): accurate and safe sooner than RoCLIP"] == "undecided", (
+        "neither ever was"
+    )
+    assert worse["OTCCLIP (reconstruction): accurate and safe sooner than RoCLIP"] == "**in 1 of 2 seeds**"
     blended = [run("otcclip", "blended", 0, 0.8, 0.0, None), run("roclip", "blended", 0, 0.9, 0.5, None)]
     two = verdicts([*records, *blended])
-    assert two["OTCCLIP's zero-shot above RoCLIP's"] == "**in 0 of 1 seed (1 of 2 runs)**", "in every run of a seed"
+    assert two["OTCCLIP (reconstruction): zero-shot above RoCLIP's"] == "**in 0 of 1 seed (1 of 2 runs)**", (
+        "in every run of a seed"
+    )
 
 
 def test_a_claim_about_two_systems_has_their_difference_on_the_same_seeds():
@@ -100,7 +106,9 @@ def test_a_claim_about_two_systems_has_their_difference_on_the_same_seeds():
         for attack, points in zip(("badnets", "blended"), lead):
             for defense, accuracy in (("otcclip", 0.5 + points), ("roclip", 0.5)):
                 records.append({"attack": attack, "defense": defense, "seed": seed, "zero_shot_top1": accuracy})
-    row = next(line for line in claims(records).splitlines() if "OTCCLIP's zero-shot above RoCLIP's" in line)
+    row = next(
+        line for line in claims(records).splitlines() if "OTCCLIP (reconstruction): zero-shot above RoCLIP's" in line
+    )
     mean, low, high = (100 * v for v in metrics.paired([0.06, 0.02], [0.0, 0.0]))  # two seeds, not four runs
     expected = f"| {mean:+.1f} [{low:+.1f}, {high:+.1f}] | in 2 of 2 seeds (4 of 4 runs) |"
     assert mean == pytest.approx(4) and row.endswith(expected), row

@@ -10,6 +10,8 @@ from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.records import beside, difference, explained, markdown, measured, order, select
 
+OTCCLIP = ("otcclip", "otcclip-plus")  # the abstract's parts alone, and with ours
+
 
 def claims(records: list[dict]) -> str:
     """Return a Markdown table of the papers' claims on our data, with the number of seeds in which each holds.
@@ -61,37 +63,39 @@ def claims(records: list[dict]) -> str:
     for defense, most, whose in (
         ("roclip", 2, "its abstract (2 of 16; 0 %)"),
         ("safeclip", 0, "its abstract (0 %)"),
-        ("otcclip", 0, "ours, attack by attack"),
+        *((name, 0, "ours, attack by attack") for name in OTCCLIP),
     ):
         name = look(defense).label
         few = f"at most {most} of 16 targeted images" if most else "no targeted image"
         alone(f"{name}: {few} hit", whose, hits, defense, "targeted", most=most)
         for attack in [a for a in backdoors if a != "adaptive"]:
             alone(f"{name}, {attack}: ASR at most 2 %", whose, asr, defense, attack, most=0.02)
-    ours = [r for r in select(records, defense="otcclip") if r["attack"] != "none"]
-    stopped = [r for r in ours if (r.get(asr) or 0) <= 0.02 and not r.get(hits)]
-    if ours:
-        evidence = f"in {len(stopped)} of {len(ours)} runs no target is hit, ASR at most 2 %"
-        most_of = [(k, 2 * len(select(stopped, seed=k)) > len(select(ours, seed=k))) for k in order(ours, "seed")]
-        state(f"{look('otcclip').label}: success 0 % in most cases", "its abstract", evidence, most_of)
-    whose = "a third party's summary (0 %; another adaptive attack)"
-    alone("OTCCLIP, adaptive: ASR at most 0.5 %", whose, asr, "otcclip", "adaptive", most=0.005)
     probes = [(f"linear_probe/{name}", f"probe on {name}") for name in ("scenes", "digits", "letters")]
-    for key, label in [(accuracy, "zero-shot"), *probes]:
-        for other in ("roclip", "safeclip"):
-            claim = f"OTCCLIP's {label} above {look(other).label}'s"
-            compare(claim, "its abstract", "otcclip", other, key, lambda x, y: x > y)
-        claim = f"OTCCLIP's {label} within 2 points of clean CLIP's"
-        compare(claim, "ours", "otcclip", "clean", key, lambda x, y: x >= y - 0.02)
-    for other in ("safeclip", "roclip"):
-        key = "seconds_until_safe"
-        pairs = [(r, o) for r, o in compared("otcclip", other) if key in r and key in o]
-        both = [(r["seed"], r[key], o[key]) for r, o in pairs if (r[key], o[key]) != (None, None)]
-        sooner = [(seed, x is not None and (y is None or x < y)) for seed, x, y in both]
-        reached = [sum(run[key] is not None for run in side) for side in zip(*pairs)]
-        said = "reached in {} against {} of {} runs, by neither in {}"
-        evidence = said.format(*reached, len(pairs), len(pairs) - len(both)) if pairs else ""
-        state(f"OTCCLIP accurate and safe sooner than {look(other).label}", "a third party's summary", evidence, sooner)
+    for defense in OTCCLIP:
+        name = look(defense).label
+        ours = [r for r in select(records, defense=defense) if r["attack"] != "none"]
+        stopped = [r for r in ours if (r.get(asr) or 0) <= 0.02 and not r.get(hits)]
+        evidence = f"in {len(stopped)} of {len(ours)} runs no target is hit, ASR at most 2 %" if ours else ""
+        most_of = [(k, 2 * len(select(stopped, seed=k)) > len(select(ours, seed=k))) for k in order(ours, "seed")]
+        state(f"{name}: success 0 % in most cases", "its abstract", evidence, most_of)
+        whose = "a third party's summary (0 %; another adaptive attack)"
+        alone(f"{name}, adaptive: ASR at most 0.5 %", whose, asr, defense, "adaptive", most=0.005)
+        for key, label in [(accuracy, "zero-shot"), *probes]:
+            for other in ("roclip", "safeclip"):
+                claim = f"{name}: {label} above {look(other).label}'s"
+                compare(claim, "its abstract", defense, other, key, lambda x, y: x > y)
+            claim = f"{name}: {label} within 2 points of clean CLIP's"
+            compare(claim, "ours", defense, "clean", key, lambda x, y: x >= y - 0.02)
+        for other in ("safeclip", "roclip"):
+            key = "seconds_until_safe"
+            pairs = [(r, o) for r, o in compared(defense, other) if key in r and key in o]
+            both = [(r["seed"], r[key], o[key]) for r, o in pairs if (r[key], o[key]) != (None, None)]
+            sooner = [(seed, x is not None and (y is None or x < y)) for seed, x, y in both]
+            reached = [sum(run[key] is not None for run in side) for side in zip(*pairs)]
+            said = "reached in {} against {} of {} runs, by neither in {}"
+            evidence = said.format(*reached, len(pairs), len(pairs) - len(both)) if pairs else ""
+            claim = f"{name}: accurate and safe sooner than {look(other).label}"
+            state(claim, "a third party's summary", evidence, sooner)
     compare("CleanCLIP at least halves a backdoor", "ours", "cleanclip", "clip", asr, lambda x, y: x <= y / 2)
     claim = "... at under 1 point of zero-shot accuracy"
     compare(claim, "ours", "cleanclip", "clip", accuracy, lambda x, y: y - x < 0.01)

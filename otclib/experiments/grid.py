@@ -311,7 +311,7 @@ class Grid:
         if self.config.get("kind") == "ablation":  # in the order of the table's variants
             records = dict(sorted(records.items(), key=lambda item: order.get(item[0].system, len(order))))
         runs.write_json(figures / f"{self.config['record']}.json", list(records.values()))
-        ours = [cell for cell in records if cell.system == "otcclip"]
+        ours = [cell for cell in records if cell.system == "otcclip-plus"]
         if self.config.get("kind") == "systems" and ours and all(map(self.finished, ours)):
             made_by = {"code": runs.code(), "machine": runs.machine()}
             runs.write_json(figures / "classes.json", made_by | {"classes": by_class(map(self._with_tables, ours))})

@@ -117,8 +117,8 @@ def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
     ax.plot(
         list(x.values()),
         list(y.values()),
-        look("otcclip").marker,
-        color=look("otcclip").colour,
+        look("otcclip-plus").marker,
+        color=look("otcclip-plus").colour,
         markersize=5,
         alpha=0.8,
     )
