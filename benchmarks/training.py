@@ -47,6 +47,9 @@ PRODUCTS = (
     "aten::linear",
 )
 ACCURATE = 0.95
+STRONG = views.Views(
+    scale=(0.6, 1.0), ratio=(0.8, 1.25), brightness=0.3, contrast=0.3, saturation=0.5, hue=0.5
+)  # as many options of a view as are drawn
 
 
 def trainer_of(defense: str, pairs, model: str = "small", **how) -> tuple[training.Trainer, defenses.Defense]:
@@ -173,7 +176,7 @@ def views_against_torchvision(pairs, batch_size: int, rounds: int = 30) -> dict[
         "strong": [v2.RandomResizedCrop(64, scale=(0.6, 1.0), **crop), v2.ColorJitter(0.3, 0.3, 0.5, 0.5)],
     }
     out = {}
-    for name, ours in ("weak", views.WEAK), ("strong", views.STRONG):
+    for name, ours in ("weak", views.WEAK), ("strong", STRONG):
         other = v2.Compose([*theirs[name], v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
         ways = {
             "ours": lambda ours=ours: ours(images, 64),

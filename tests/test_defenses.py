@@ -261,7 +261,7 @@ class Stub:
     def towers(self, images, text):
         return Pooled(self.image * images[:, :1]), Pooled(self.text)
 
-    def view(self, batch, strong=False, augment=None):
+    def view(self, batch, augment=None):
         return 2 * batch.images
 
     def normalize(self, images):

@@ -108,9 +108,7 @@ class Training(Protocol):
 
     def normalize(self, images: Tensor) -> Tensor: ...
 
-    def view(
-        self, batch: Batch, strong: bool = False, augment: Augment | None = None, side: int | None = None
-    ) -> Tensor: ...
+    def view(self, batch: Batch, augment: Augment | None = None, side: int | None = None) -> Tensor: ...
 
     def stored_images(self) -> Iterator[tuple[Tensor, Tensor]]: ...  # rows and uint8 images that are this process's
 

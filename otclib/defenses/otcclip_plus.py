@@ -61,7 +61,7 @@ class OTCClipPlus(OTCClip):
     epochs: int = 12
     warmup: int = 2  # epochs before the first judgement, at least
     ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals
-    pool: int = 256  # pairs that every pair is compared with; drawn afresh for every judgement
+    pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
     most: float = 0.85  # at the most

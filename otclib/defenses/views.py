@@ -159,14 +159,13 @@ class AutoAugmented:
 
 
 WEAK = Views()
-STRONG = Views(scale=(0.6, 1.0), ratio=(0.8, 1.25), brightness=0.3, contrast=0.3, saturation=0.5, hue=0.5)
 
 
 def published_view(size: int, legacy: bool = False) -> Views:
     """Return the views that RoCLIP and SafeCLIP train on (utils/augment_image.py in both published codes).
 
     These are flips, crops, colour jitter in 80 %, grey in 20 %, and always a blur (21 px wide at 224, sigma up to 2 px
-    there). Only the crops differ from the published ones: they show 60 to 100 % of the image, as our own strong views.
+    there). Only the crops differ from the published ones: they show 60 to 100 % of the image.
     With ``legacy`` they show 8 to 100 %, torchvision's default, which a glyph of an embedded scene seldom survives.
     """
     part = size / 224

@@ -138,14 +138,12 @@ class Trainer:
         word, pad = models.word_places(self.model, text), models.padding(self.model)
         return losses.drop_words(text, probability, self.rng, word, pad)
 
-    def view(
-        self, batch: Batch, strong: bool = False, augment: Augment | None = None, side: int | None = None
-    ) -> Tensor:
-        """Return one augmented, normalised view of a batch's images; a strong view shows a smaller part, in any hue.
+    def view(self, batch: Batch, augment: Augment | None = None, side: int | None = None) -> Tensor:
+        """Return one augmented, normalised view of a batch's images.
 
         ``side`` : of the view, in pixels; default the present side of the training.
         """
-        augment = augment or (views.STRONG if strong else views.WEAK)
+        augment = augment or views.WEAK
         draws = augment.draw(len(batch))  # for all of them, so that every process draws the same
         return self.normalize(augment(batch.images, side or self.size, self.ranks.own(draws)))
 
