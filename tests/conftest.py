@@ -84,7 +84,7 @@ def small(loaded):
 def runs(poisoned, tmp_path_factory):
     """{defence: finished run folder}, two epochs on 408 pairs; that of otcclip keeps the weights of every epoch."""
     table, manifest = poisoned
-    options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100}}
+    options = {"clip": {}, "otcclip": {"warmup": 1, "pool": 100, "near_share": 0.2}}
     with evaluated_on_little():
         return {
             name: otclib.train(

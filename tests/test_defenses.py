@@ -379,6 +379,17 @@ def test_interrupted_and_resumed_is_the_same(name, runs, runs_of, unevaluated, p
         assert torch.allclose(value.float(), both[1][key].float(), atol=1e-5), key
 
 
+def test_otcclip_without_own_captions_gives_every_image_another(pairs, unevaluated, tmp_path):
+    options = {"warmup": 1, "pool": 60, "keep_near": False, "progress": False}
+    run = otclib.train(pairs.select(range(130)), defense="otcclip", out=tmp_path / "run", epochs=2, **options)
+    fates = Dataset.from_parquet(str(run / "pairs.parquet"))
+    drawn = {row["caption_from"] for row in fates if row["caption_from"]}
+    kept_own = [row["caption_from"] == row["id"] for row in fates]
+    assert sum(kept_own) <= len(drawn) <= 60 and fates["fate"][:].count("kept") <= len(drawn), (
+        "own only if drawn into the pool"
+    )
+
+
 @pytest.mark.parametrize("name", ["roclip", "safeclip", "cleanclip"])
 def test_legacy_runs(name, runs, pairs, unevaluated, tmp_path):
     short = {"warmup": 1, "slow_epochs": 1} if name == "safeclip" else {}
@@ -472,6 +483,7 @@ def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):
         ("safeclip", {"warmup": -1}),
         ("safeclip", {"min_safe": 0.9, "cap": 0.5}),
         ("cleanclip", {"clip": 0, "alone": 0}),
+        ("otcclip", {"near_share": 0}),
         ("otcclip", {"global_weight": 2}),
         ("otcclip", {"pool": 0}),
         ("otcclip-plus", {"first": 0.9, "most": 0.8}),

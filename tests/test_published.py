@@ -75,9 +75,10 @@ def words_of(name: str, tiny: dict, out: Path, model: str) -> list:
     """The command of a file on a tiny copy: fewer pairs, epochs and poison, a smaller model; all else as it says."""
     found = config.read(FILES[name])
     few = {"targeted": {"targets": 2, "copies": 2}, "badnets": {"rate": 0.05}}
-    epochs = 2 if found["defense"] == "otcclip" else 1  # so that it matches
+    epochs = 2 if found["defense"] == "otcclip" else 1  # so that it matches, and leaves none out
+    more = ["--options", json.dumps({"near_share": 1.0})] if epochs == 2 else []
     words = ["--config", FILES[name], "--root", tiny[name.removeprefix(found["defense"] + "-")], "--out", out]
-    words += ["--model", model, "--epochs", epochs, "--batch-size", 20, "--size", 40]
+    words += ["--model", model, "--epochs", epochs, "--batch-size", 20, "--size", 40, *more]
     words += ["--repair-size", 30] if "repair_size" in found else []
     return [*words, *(word for each in found["attack"] for word in ("--attack", json.dumps(each | few[each["name"]])))]
 
@@ -89,7 +90,7 @@ def trains(name: str, tiny: dict, out: Path, model: str) -> None:
     assert {key: made[key] for key in ("lr", "optimizer", "betas", "weight_decay", "warmup_steps", "precision")} == {
         key: found[key] for key in ("lr", "optimizer", "betas", "weight_decay", "warmup_steps", "precision")
     }
-    changed = {"warmup", "epochs"}  # OTCCLIP's warm-up is shorter in a short run
+    changed = {"near_share", "warmup", "epochs"}  # OTCCLIP's warm-up is shorter in a short run
     kept = {key: value for key, value in found.get("options", {}).items() if key not in changed}
     assert kept.items() <= made["options"].items()
     assert made["poisoned"] == 6 and len(made["attacks"]) == 2

@@ -103,7 +103,7 @@ def test_a_published_file_is_launched_killed_and_launched_again(tmp_path):
     file = Path(__file__).parent.parent / "configs" / "published" / "otcclip-coco.yaml"
     command = ["-m", "accelerate.commands.launch", "--num_processes", 2, "-m", "otclib.train", "--config", file]
     command += ["--root", root, "--out", tmp_path / "run", "--model", "small", "--epochs", 3, "--batch-size", 16]
-    command += ["--attack", "badnets", "--checkpoint-every", 1]
+    command += ["--attack", "badnets", "--options", '{"near_share": 1.0}', "--checkpoint-every", 1]
     command = [sys.executable, *map(str, command)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

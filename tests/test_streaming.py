@@ -104,7 +104,7 @@ def test_unknown_and_missing_trackers_are_refused(pairs, tmp_path, unevaluated):
 def test_otcclip_trains_published_towers_on_224_pixels(model, unevaluated, tmp_path):
     """A warm-up step and, after a matching, another one: 8 pairs a batch. Both towers learn."""
     pairs = otclib.data.load("scenes", size=8, seed=2, image_size=224)
-    how = {"epochs": 2, "warmup": 1, "pool": 8, "batch_size": 8, "precision": "fp32", "seed": 1}
+    how = {"epochs": 2, "warmup": 1, "pool": 8, "near_share": 0.5, "batch_size": 8, "precision": "fp32", "seed": 1}
     how |= {"optimizer": "adamw", "lr": 1e-4, "watch": pairs.select(range(1)), "progress": False}
     run = otclib.train(pairs, model=model, defense="otcclip", out=tmp_path / "run", **how)
     lines = log_of(run)

@@ -75,6 +75,7 @@ def test_interrupted_and_resumed_is_the_same_as_never_interrupted(runs, poisoned
             epochs=2,
             warmup=1,
             pool=100,
+            near_share=0.2,
         )
 
     checkpoint = journal.save
@@ -121,15 +122,24 @@ def test_learning_rate_rises_and_falls():
     assert optim.one_cycle(1.0, warm=1.0) == 1.0
 
 
-def test_otcclip_gives_every_image_its_own_caption_or_one_of_the_pool(poisoned, small):
+def test_otcclip_stays_moves_or_leaves_out(poisoned, small):
+    """Whoever moves gets a caption of the pool; if all ranks are near enough all stay."""
     from accelerate import Accelerator
 
     table, _ = poisoned
-    trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    trainer.epoch = 2
-    OTCClip(pool=60, warmup=1, every=1).begin_epoch(trainer)
-    moved = trainer.caption_of != torch.arange(len(table))
-    assert 1 < len(trainer.caption_of[moved].unique()) <= 60 and trainer.caption_of.min() >= 0, "no image is left out"
+    own = torch.arange(len(table))
+
+    def assign(**options):
+        trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
+        method = OTCClip(pool=60, warmup=1, every=1, **options)
+        trainer.epoch = 2
+        method.begin_epoch(trainer)
+        return trainer.caption_of
+
+    caption_of = assign(near_share=0.2)
+    moved = (caption_of != own) & (caption_of != defenses.LEFT_OUT)
+    assert len(caption_of[moved].unique()) <= 60 and caption_of.max() < len(table)
+    assert torch.equal(assign(near_share=1.0), own)
 
 
 def knowing(poisoned, small, monkeypatch):
@@ -166,11 +176,14 @@ def knowing(poisoned, small, monkeypatch):
     return trainer, Captions(table, manifest)
 
 
-def test_otcclip_gives_images_captions_of_what_they_show_when_features_are_perfect(poisoned, small, monkeypatch):
+def test_otcclip_tells_planted_pairs_from_clean_ones_when_features_are_perfect(poisoned, small, monkeypatch):
+    """Clean pairs stay, planted ones do not, and who moves gets the true class."""
     trainer, captions = knowing(poisoned, small, monkeypatch)
-    OTCClip(warmup=0, every=1, pool=len(trainer.pairs)).begin_epoch(trainer)
+    OTCClip(warmup=0, every=1, pool=len(trainer.pairs), near_share=0.06).begin_epoch(trainer)
     look = captions.look(trainer.caption_of)
-    assert look["clean_named"] > 0.99 and look["poison_named"] > 0.7
+    assert look["clean_kept"] > 0.9 and look["clean_named"] > 0.99
+    assert look["poison_kept"] <= 2 * 0.06, "no more than a random pair would"
+    assert look["poison_named"] is None or look["poison_named"] > 0.7
 
 
 def test_otcclip_plus_keeps_clean_pairs_and_leaves_planted_ones_when_features_are_perfect(poisoned, small, monkeypatch):
@@ -191,6 +204,7 @@ def test_otcclip_plus_keeps_clean_pairs_and_leaves_planted_ones_when_features_ar
         ({"defense": "nosuch"}, "unknown defense 'nosuch'"),
         ({"defense": "clip", "pool": 5}, "no option pool"),
         ({"model": "nosuch"}, "unknown model 'nosuch'"),
+        ({"near_share": 0.0}, "near_share must lie in .0, 1."),
         ({"global_weight": 2.0}, "global_weight lie in .0, 1."),
         ({"reg": -1.0}, "reg must be positive"),
         ({"epochs": 0}, "epochs must be at least 1"),
@@ -223,6 +237,23 @@ def test_command_line(tmp_path, capsys):
         main(["--out", str(tmp_path / "run"), "--data-options", '{"image_size": 8}'])
     assert "image_size must lie between 16 and 1024 pixels, got 8" in capsys.readouterr().err
     assert callable(otclib.train)  # the command's module now stands where the function was
+
+
+def test_warm_up_then_separate_then_re_assign(poisoned, small):
+    from accelerate import Accelerator
+
+    table, _ = poisoned
+    trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClip(epochs=4, warmup=2, every=1, pool=60, near_share=0.2)
+    own, fates = torch.arange(len(table)), []
+    for trainer.epoch in range(4):
+        assert bool(method.begin_epoch(trainer)) == (trainer.epoch >= 2)
+        moved = (trainer.caption_of != own) & (trainer.caption_of != defenses.LEFT_OUT)
+        fates.append((int((trainer.caption_of == defenses.LEFT_OUT).sum()), int(moved.sum())))
+    assert fates[:2] == [(0, 0)] * 2, "the warm-up touches no pair"
+    assert fates[2][0] > 0 and fates[2][1] == 0, "the first matching only separates"
+    assert fates[3][1] > 0, "the next one re-assigns"
+    assert OTCClip(epochs=2).warmup == 1, "of a short run all but the last epoch"
 
 
 def test_otcclip_plus_judges_when_half_of_the_pairs_have_few_rivals_and_keeps_a_growing_share(poisoned, small):
@@ -339,7 +370,7 @@ def test_a_matching_before_every_second_epoch(poisoned, small):
     from accelerate import Accelerator
 
     trainer = training.Trainer(poisoned[0], small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClip(epochs=7, warmup=2, every=2, pool=60)
+    method = OTCClip(epochs=7, warmup=2, every=2, pool=60, near_share=0.2)
     matched = []
     for trainer.epoch in range(7):
         if method.begin_epoch(trainer):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 SHORT = {  # so that every phase of a defence is reached in a few epochs of a few steps
     "clip": {},
-    "otcclip": {"warmup": 1, "every": 1, "pool": 64},
+    "otcclip": {"warmup": 1, "every": 1, "pool": 64, "near_share": 0.2},
     "otcclip-plus": {"warmup": 1, "ready": 1.0, "pool": 64},
     "roclip": {"every": 2, "first": 1, "pool": 0.5},
     "safeclip": {"warmup": 1, "slow_epochs": 1, "min_safe": 0.4, "bank": 0.5},

@@ -47,7 +47,7 @@ from torch import Tensor
 from otclib import matching
 from otclib.defenses import copies
 from otclib.defenses.base import LEFT_OUT, Look, Training
-from otclib.defenses.otcclip import OTCClip
+from otclib.defenses.otcclip import Alignment
 from otclib.defenses.views import Views
 from otclib.matching import TokenSets
 
@@ -55,7 +55,7 @@ SOLVED = 0.2  # share of the pool, the nearest by a bound, among which a pair is
 
 
 @dataclass
-class OTCClipPlus(OTCClip):
+class OTCClipPlus(Alignment):
     """OTCCLIP's transport with our judgement; a comment beside each option says what it does."""
 
     epochs: int = 12
@@ -79,8 +79,10 @@ class OTCClipPlus(OTCClip):
                 f"first, most and ready lie in (0, 1], first is not above most and grow not negative, "
                 f"got {shares} and grow {self.grow}"
             )
-        if not 0 <= self.q <= 1 or not self.blur >= 0:
-            raise ValueError(f"q lies in [0, 1] and blur is not negative, got {self.q} and {self.blur}")
+        if not 0 <= self.q <= 1 or not self.blur >= 0 or self.pool < 1:
+            raise ValueError(
+                f"q lies in [0, 1], blur is not negative and pool at least 1, got {self.q}, {self.blur} and {self.pool}"
+            )
 
     def begin(self, training: Training) -> None:
         """Find the images that are alike."""
@@ -99,18 +101,22 @@ class OTCClipPlus(OTCClip):
         """Decide which pairs this epoch is trained on."""
         line: dict[str, float] = {}
         if self.start is None and training.epoch >= self.warmup:
-            pool = self.draw(training)
+            pool = self.drawn(training)
             line["rivals"] = float(self.rivals(training, pool, pool).median())
             if line["rivals"] <= self.ready or training.epoch >= self.epochs // 2:
                 self.start = training.epoch
         if self.start is not None and (training.epoch - self.start) % self.every == 0:
             share = min(self.most, self.first + self.grow * (training.epoch - self.start))
-            rivals = self.rivals(training, self.draw(training))
+            rivals = self.rivals(training, self.drawn(training))
             self.near = nearest(copies.mean_of_each(self.group, rivals), share, training.rng)
             line["matched"] = 1
         drawn = copies.one_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
         return line
+
+    def drawn(self, training: Training) -> Tensor:
+        """Return the rows of a new pool [P]."""
+        return torch.randperm(len(training.caption_of), generator=training.rng)[: self.pool]
 
     def rivals(self, training: Training, pool: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the share of the pool that is nearer, max(r, s), of every pair of ``rows`` (default all).

@@ -18,12 +18,15 @@ HEADS = ("published", "source", "reason", "seeds")  # the keys of a row; a value
 
 
 def told(name: str) -> dict[str, dict[str, str]]:
-    """Return the rows of a defence, {option: row}; those of the classes that it extends are its own, too."""
+    """Return the rows of a defence, {option: row}; those of the classes that it extends are its own, too.
+
+    A class that is no defence by itself has its rows under its own name.
+    """
     found: dict[str, dict] = yaml.safe_load(FILE.read_text())
+    names = {kind: name for name, kind in defenses.DEFENSES.items()}
     out: dict[str, dict[str, str]] = {}
     for kind in reversed(defenses.DEFENSES[name].__mro__):
-        for other in (n for n, each in defenses.DEFENSES.items() if each is kind):
-            out |= found.get(other, {})
+        out |= found.get(names.get(kind, kind.__name__), {})
     return out
 
 

@@ -42,7 +42,11 @@ def losses(defense: str) -> list[float]:
     planned = [otclib.attacks.load("targeted", targets=2, copies=3), otclib.attacks.load("badnets", rate=0.02)]
     poisoned, manifest = otclib.attacks.plant(pairs, planned, seed=10)
     watch = pairs.select([k for k, label in enumerate(pairs["label"]) if label is not None][:2])
-    options = {"clip": {}, "otcclip": {"warmup": 10, "pool": 64}, "otcclip-plus": {"warmup": 10, "pool": 64}}[defense]
+    options = {
+        "clip": {},
+        "otcclip": {"warmup": 10, "pool": 64, "near_share": 0.2},
+        "otcclip-plus": {"warmup": 10, "pool": 64},
+    }[defense]
     with tempfile.TemporaryDirectory() as folder:
         run = otclib.train(
             poisoned,
