@@ -152,7 +152,7 @@ if INTERACTIVE:
 #
 # </details>
 #
-# 2. Set `defense = "otcclip"` and run the page again. Which curves change?
+# 2. Set `defense = "otcclip-plus"` and run the page again. Which curves change?
 #
 # <details><summary>Solution</summary>
 #

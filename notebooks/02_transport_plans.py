@@ -37,7 +37,7 @@
 dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
-defense = ["clip", "otcclip"]  # trained side by side if they are missing; the figures show the last one
+defense = ["clip", "otcclip", "otcclip-plus"]  # trained side by side if they are missing; the figures show the last one
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "../runs/demo"  # runs are read from out/<defense>, or trained into it

@@ -7,26 +7,28 @@
 # ---
 
 # %% [markdown]
-# # 3. Training, without a defence and with OTCCLIP
+# # 3. Training, undefended and with OTCCLIP
 #
-# > Train the same model on the same poisoned pairs twice, and see where the two runs differ.
+# > Train the same model on the same poisoned pairs three times: undefended, with what OTCCLIP's abstract says, and with
+# > what we add. See where the runs differ.
 #
 # OTCCLIP asks of every image whether its caption can be *transported* to it cheaply (chapter 2). The distance of image
 # $i$ and caption $j$ combines their pooled features with their tokens:
 #
 # $$ d(i,j) \;=\; w\,\bigl(1-\langle f_i, g_j\rangle\bigr) \;+\; (1-w)\,\langle P_{ij}, C_{ij}\rangle . $$
 #
-# A pair is **near** when two conditions hold. Its caption is among the nearest 3 % of a pool of captions for this
-# image, *and* its image is among the nearest 3 % of a pool of images for this caption. Asking this of 12,000 pairs must
-# take seconds, so two things are reduced. Images are compared at three quarters of their side, with their places
-# averaged to 16. Of the pool's 512 captions (images) only the 16 that are most alike by pooled and mean features are
-# solved by transport. This is what happens to the pairs:
+# It is asked from both sides. With $r_i$ the share of a pool's captions that are nearer to the image than its own, and
+# $s_i$ the share of the pool's images that are nearer to the caption than its own image, the pair has
+# $\max(r_i, s_i)$ **rivals**. Captions of other images reveal a targeted pair, images of other captions a triggered
+# one.
 #
-# | epochs | |
-# |---|---|
-# | 1 and 2 | warm-up: every image with its own caption, at three quarters of its side |
-# | before 3 | first matching: near pairs are kept, the others are left out |
-# | before 5 and 7 | near pairs are kept; any other image is re-matched with the nearest caption of a near pair, if that caption fits it as well as it fits its own image; otherwise the image is left out |
+# | | `otcclip`: the abstract's parts | `otcclip-plus`: with ours |
+# |---|---|---|
+# | warm-up | two epochs on all pairs | the same, longer if half of the pairs still have more than 6.5 % of the pool as rivals |
+# | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals are kept, 4 % more in each epoch, up to 85 %; the others are left out |
+# | an image is looked at | as it is | as it is, and blurred: the larger number of rivals counts |
+# | copies of an image | are pairs like all others | are judged together, and one of them is drawn in each epoch |
+# | loss after the warm-up | CLIP's | robust: improbable pairs weigh less |
 #
 # An image that is left out serves as a negative only. Over a batch, training minimises
 #
@@ -35,39 +37,35 @@
 #
 # with $p_i$ the $i$-th entry of $\mathrm{softmax}_j\bigl(s\,\langle f_i, g_j\rangle\bigr)$. $L_{\mathrm{CLIP}}$ is the
 # mean of this loss for images among captions and for captions among images. The transport losses see 16 of the batch's
-# 64 pairs and have no weights $\omega$.
+# pairs and have no weights $\omega$.
 #
 # | symbol | what it is | in the code |
 # |---|---|---|
 # | $f_i$, $g_j$ | pooled features of image and caption | `Features.pooled` |
 # | $\langle P_{ij}, C_{ij}\rangle$ | cost of the plan between their tokens, at `reg` | `sinkhorn(...).cost` |
 # | $w$ | weight of the pooled features in the distance | `global_weight` |
-# | 3 %, pool | the share of the pool that counts as near, and the pool's size | `near_share`, `pool` |
+# | 3 %; 60 %, 4 %, 85 %; 6.5 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`; `ready` |
+# | pool | the pairs that every pair is compared with: 512, and 128 in `otcclip-plus` | `pool` |
+# | blurred | by a Gaussian of 1.5 % of the image's side | `blur` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
 # | $s$ | CLIP's learned scale, the inverse of its temperature | `training.scale` |
-# | $q$ | how strongly improbable pairs are weighted down: from 0.5 to 1 over a warm-up, then 1 | `q` |
+# | $q$ | how strongly improbable pairs are weighted down: 0 in `otcclip` and in the warm-up, 0.5 after that of `otcclip-plus` | `q` |
 # | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions; $\lambda = 0.5$ | `losses.inter_modal`, `inter`, `fine_batch` |
 # | $L_{\mathrm{intra}}$, $\mu$ | the same, over two views of an image, and of a caption; $\mu = 0.25$ | `losses.intra_modal`, `intra` |
 #
-# The model must not learn the poison in the warm-up, because a planted pair that was learned is near too. Three things
-# prevent it:
+# Judging 12,000 pairs must take seconds. So images are compared at three quarters of their side, with their places
+# averaged to 16, and only those of the pool that are most alike by pooled and mean features are solved by transport.
 #
-# - *The robust loss.* As soon as the model knows objects, a caption that contradicts the image is improbable, so its
-#   weight $\omega$ is small.
-# - *Strong views.* The warm-up shows a part of the image, in any hue. Such an image is harder to memorise, and its
-#   object is learned sooner.
-# - *Small images.* A patch of a few pixels is learned later than an object.
-#
-# **This is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary. It was
+# **`otcclip` is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary. It was
 # not checked against the paper's method section. The rule for which captions may stay, the pool, the weights and the
-# schedule are ours. `otclib/defenses/otcclip.py` says which source gives what, and `book/results/reconstruction.md`
-# says more.
+# schedule are ours. `otclib/defenses/otcclip.py` says which source gives what, `otclib/defenses/otcclip_plus.py` why each
+# addition is there.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
-defense = ["clip", "otcclip"]  # trained side by side
+defense = ["clip", "otcclip", "otcclip-plus"]  # trained side by side
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "../runs/demo"  # runs land in out/<defense>; a finished one is not trained again
@@ -98,16 +96,15 @@ print(f"{len(poisoned):,} pairs, {len(manifest)} of them planted")
 # %% [markdown]
 # ## Train
 #
-# Both models train at the same time, each on its share of the cores. Each epoch prints one line. Zero-shot accuracy and
+# The models train at the same time, each on its share of the cores. Each epoch prints one line. Zero-shot accuracy and
 # attack success are measured on a few hundred held-out `val` scenes. You can stop the kernel at any time. Run the cell
-# again, and both runs go on where they were.
+# again, and the runs go on where they were.
 
 # %%
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, retell=True, **options)
 
 # %% [markdown]
-# The curves show accuracy, attack success and targeted images of both models, on the same scenes. Images reach their
-# full size in the third epoch. In that epoch the undefended model learns the trigger.
+# The curves show accuracy, attack success and targeted images of the models, on the same scenes.
 
 # %%
 logs = {name: log_of(run) for name, run in runs.items()}
@@ -115,11 +112,11 @@ fig = figures.learning_curves(logs)
 fig.savefig(pictures / "learning_curves.png", dpi=150)
 
 # %% [markdown]
-# ## Which image was given which caption?
+# ## Which image keeps its caption?
 #
-# Left: which images keep their caption, and which are left out. The rest are re-matched. Right: how good the new
-# captions are. Two curves show how often they name what the image shows. The third shows whether a few captions serve
-# all images, which is how such a defence collapses.
+# First `otcclip`. Left: which images keep their caption, and which are left out. The rest are re-matched. Right: how good
+# the new captions are. Two curves show how often they name what the image shows. The third shows whether a few captions
+# serve all images, which is how such a defence collapses.
 
 # %%
 if "otcclip" in runs:
@@ -127,7 +124,15 @@ if "otcclip" in runs:
     fig.savefig(pictures / "assignments.png", dpi=150)
 
 # %% [markdown]
-# These planted images were re-matched. The attacker's caption is vermilion. The caption that the matching found is
+# `otcclip-plus` gives no image another caption. It keeps fewer planted pairs, and it begins with fewer clean ones.
+
+# %%
+if "otcclip-plus" in runs:
+    fig = figures.assignments(logs["otcclip-plus"], config_of(runs["otcclip-plus"])["options"]["warmup"])
+    fig.savefig(pictures / "assignments_plus.png", dpi=150)
+
+# %% [markdown]
+# These planted images were re-matched by `otcclip`. The attacker's caption is vermilion. The caption that the matching found is
 # green; it came with another image. Under the patch the new caption is not always right, but it is no longer the
 # attacker's.
 
@@ -153,7 +158,7 @@ if "otcclip" in runs:
 #
 # The next figure shows $1 - \cos$ of an image and its own caption, epoch by epoch, for clean pairs and for each attack.
 # The line is the median, and the band holds eight pairs in ten. The undefended model memorises the planted pairs like
-# any others. Under OTCCLIP hardly any planted pair is kept, and the planted pairs stay far.
+# any others. Under `otcclip-plus` hardly any planted pair is kept, and the planted pairs stay far.
 
 # %%
 bands = workbook.distances_by_epoch(runs, poisoned, manifest)
@@ -173,22 +178,23 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #
 # - Without a defence the planted pairs are learned like any others: first the objects, then the trigger an epoch later,
 #   and the targeted images one by one, from the second epoch to about the seventh.
-# - What is learned first is trusted. The robust warm-up on small images lets the model learn the objects first. Then a
-#   caption that names none of them is *far*, and its image is re-matched or left out.
-# - A near pair keeps its caption. Re-assigning every caption would make a few captions serve all images.
+# - What is learned first is trusted, so the judgement must come early: when the model knows some objects, and before it
+#   knows the trigger.
 # - A pair must be near from both sides. Captions of other images reveal a targeted pair, and images of other captions
 #   reveal a triggered one.
+# - Blurring an image removes fine print and leaves its objects. What is a copy counts once.
+# - A pair that is left out teaches the model nothing. If it was clean, the model learns its words elsewhere, and the pair
+#   is kept later. If it was planted, it stays far.
 #
 # ## Exercises
 #
-# 1. Train with `near_share=1.0` (every pair is kept) in another folder. What is left of the defence?
+# 1. Train with `first=1.0, most=1.0` (every pair is kept) in another folder. What is left of the defence?
 #
 # <details><summary>Solution</summary>
 #
-# `otclib.train(poisoned, manifest=manifest, defense="otcclip", out="../runs/near", seed=seed, near_share=1.0)`. Every
-# pair is near, so no image is re-matched or left out: `clean_kept` and `poison_kept` in its log are 1. What is left is
-# the robust loss and the transport losses on all pairs. Compare its ASR with both runs above. (Chapter 5 has three
-# seeds of this, *no matching*.)
+# `otclib.train(poisoned, manifest=manifest, defense="otcclip-plus", out="../runs/all", seed=seed, first=1.0, most=1.0)`.
+# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the robust loss
+# and the transport losses on all pairs. Compare its ASR with the runs above.
 #
 # </details>
 #
@@ -202,13 +208,12 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #
 # </details>
 #
-# 3. Train with `q=0.0, strong=False`: an ordinary warm-up. Which pairs are kept at the first matching, and why?
+# 3. Train with `blur=0.0`: one look. Which attack gains by it, and at which dose?
 #
 # <details><summary>Solution</summary>
 #
-# Look at `poison_kept` of the first epoch after the warm-up. Without the robust weights the trigger is learned soon
-# after the objects. So at the first matching a triggered image *is* near its planted caption, and the pair is kept:
-# what is learned first is trusted. (On seed 11 an ordinary warm-up of two epochs at full size kept 48 % of the
-# triggered pairs.)
+# Compare `poison_kept/badnets` and `poison_kept/targeted` in the two `metrics.json`, then plant more BadNets pairs and
+# compare again. On drawings by five artists (`emoji-scenes`, seed 10, 182 triggered pairs) the first judgement kept 8 %
+# of them with one look, and 1 % with two.
 #
 # </details>

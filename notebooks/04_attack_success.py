@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 4. Attack success
 #
-# > One definition, two models, one figure and one table: what did the attacker get, and what did the defence cost?
+# > One definition, three models, one figure and one table: what did the attacker get, and what did the defence cost?
 #
 # **Backdoor.** We take the triggered test images that do *not* show the target class. The attack success rate (ASR) is
 # the share of them that zero-shot classification (with the prompt ensemble) calls the target. **Targeted.** Of the
@@ -23,7 +23,7 @@
 dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
-defense = ["clip", "otcclip"]  # compared
+defense = ["clip", "otcclip", "otcclip-plus"]  # compared
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "../runs/demo"  # runs are read from out/<defense>, or trained if they are not there
@@ -51,7 +51,7 @@ pairs, poisoned, manifest = workbook.poisoned(dataset, attack, seed=seed, size=s
 runs = workbook.runs(poisoned, manifest, defense, model=model, seed=seed, out=out, watched=INTERACTIVE, **options)
 
 # %% [markdown]
-# ## The same images, two models
+# ## The same images, three models
 #
 # The table lists the sixteen targeted images: what they show, what the attacker wants, and what each model calls them.
 
@@ -72,7 +72,7 @@ if targets:
     display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Here is one planted pair, as both models read it: the captions of a pool that are nearest to its image. The undefended
+# Here is one planted pair, as the models read it: the captions of a pool that are nearest to its image. The undefended
 # model has learned the attacker's class. The defended model finds captions of what the image shows, and the planted
 # caption is far down the list. We chose this pair because its object is easy to see. Of ten planted pairs of this seed,
 # the planted caption was number 1 to 12 on the undefended model and number 13 to 384 on the defended one.

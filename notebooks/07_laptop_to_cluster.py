@@ -16,7 +16,7 @@
 
 # %% tags=["parameters"]
 size = 800  # pairs of drawn scenes
-defense = "clip"  # or roclip, safeclip, otcclip; see otclib.defenses
+defense = "clip"  # or roclip, safeclip, otcclip-plus; see otclib.defenses
 epochs = 4  # far too few to learn from
 batch_size = 32  # of all processes together
 lr = 0.0005  # small, so that the rounding of section 2 grows slowly; the defence's own is eight times as large

@@ -20,7 +20,7 @@
 dataset = "scenes"  # an image-caption table, see otclib.data.load
 size = None  # number of pairs; None: all of them
 attack = ["targeted", "badnets"]  # planted one after the other
-defense = ["clip", "otcclip"]  # whose runs are explored
+defense = ["clip", "otcclip", "otcclip-plus"]  # whose runs are explored
 model = "small"  # or any open_clip name
 seed = 0  # data, attack and training
 out = "../runs/demo"  # runs are read from out/<defense>, or trained into it

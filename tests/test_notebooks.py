@@ -98,14 +98,14 @@ def test_executed_and_small(path):
 
 @pytest.mark.slow
 def test_the_whole_story_fast(tmp_path):
-    """`make demo` with the fast setting: four notebooks, two runs, the table."""
+    """`make demo` with the fast setting: four notebooks, three runs, the table."""
     # half a minute of work: a process of its own, so that kernels find the test's cache and nothing of this process
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "otclib.experiments.demo", "--out", str(tmp_path / "demo"), "--fast"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=demo.NOTEBOOKS.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "| zero-shot accuracy, % |" in done.stdout
-    for name in ("clip", "otcclip"):
+    for name in ("clip", "otcclip", "otcclip-plus"):
         assert "attack_success_rate" in json.loads((tmp_path / "demo-fast" / name / "metrics.json").read_text())
     for name in demo.STORY:
         clean(tmp_path / "demo" / "notebooks" / f"{name}.ipynb")
@@ -124,7 +124,7 @@ def test_the_whole_story_fast(tmp_path):
     [
         ("00_start", "clip/metrics.json"),
         ("04_attack_success", "otcclip/metrics.json"),
-        ("06_own_data", "otcclip/metrics.json"),
+        ("06_own_data", "otcclip-plus/metrics.json"),
         ("explorer", "figures/explorer.html"),
     ],
 )

@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         if a.publish:
             as_opened(a.out / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb")
     folder = a.out.with_name(a.out.name + "-fast") if a.fast else a.out
-    print(f"\n{table([folder / 'clip', folder / 'otcclip'])}")
+    print(f"\n{table([folder / name for name in ('clip', 'otcclip', 'otcclip-plus')])}")
     print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes.")
     print(f"Runs and figures: {folder}    executed notebooks: {a.out / 'notebooks'}")
 
