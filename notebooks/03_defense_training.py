@@ -81,7 +81,7 @@ from datasets import Dataset
 import otclib
 from otclib import figures
 from otclib.experiments import workbook
-from otclib.runs import config_of, log_of
+from otclib.runs import log_of
 
 options = {}
 if fast:
@@ -120,7 +120,7 @@ fig.savefig(pictures / "learning_curves.png", dpi=150)
 
 # %%
 if "otcclip" in runs:
-    fig = figures.assignments(logs["otcclip"], config_of(runs["otcclip"])["options"]["warmup"])
+    fig = figures.assignments(logs["otcclip"])
     fig.savefig(pictures / "assignments.png", dpi=150)
 
 # %% [markdown]
@@ -128,7 +128,7 @@ if "otcclip" in runs:
 
 # %%
 if "otcclip-plus" in runs:
-    fig = figures.assignments(logs["otcclip-plus"], config_of(runs["otcclip-plus"])["options"]["warmup"])
+    fig = figures.assignments(logs["otcclip-plus"])
     fig.savefig(pictures / "assignments_plus.png", dpi=150)
 
 # %% [markdown]

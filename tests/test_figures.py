@@ -75,7 +75,7 @@ def test_curves_of_what_was_measured():
         lambda: figures.planted_caption(IMAGE, "a sun", "a star", {"clip": (1, [("a sun", 0.1)])}, 9),
         lambda: figures.trigger(np.stack([IMAGE] * 3), np.stack([IMAGE] * 3)),
         lambda: figures.learning_curves({"clip": LOG, "otcclip": LOG}),
-        lambda: figures.assignments(LOG, warmup=2),
+        lambda: figures.assignments(LOG),
         lambda: figures.separation({"clip": (np.random.rand(50), np.random.rand(9))}),
         lambda: figures.rematched([ROW] * 2),
         lambda: figures.word_overlays(IMAGE, ["a", "star"], np.random.rand(2, 8, 8), [None, [0.1, 0.2, 0.5, 0.6]]),

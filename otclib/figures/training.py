@@ -49,8 +49,13 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping]], loss: bool = False) -
     return fig
 
 
-def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
-    """Draw, left, which pairs are kept and left out (the rest is re-matched) and, right, what the captions name."""
+def assignments(log: Sequence[Mapping]) -> Figure:
+    """Draw, left, which pairs are kept and left out (the rest is re-matched) and, right, what the captions name.
+
+    Without a re-matched pair there is no right half. The warm-up are the epochs before the first matching.
+    """
+    warmup = next((k for k, line in enumerate(log) if line.get("matched")), len(log))
+    moved = [(line.get("clean_kept") or 0) + (line.get("clean_left_out") or 0) < 0.999 for line in log]
     panels = (
         (
             "what becomes of a pair",
@@ -70,12 +75,12 @@ def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
             ),
         ),
     )
-    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.9), sharey=True)
-    for ax, (title, series) in zip(axes, panels):
+    n = len(panels) if any(moved) else 1
+    fig, axes = plt.subplots(1, n, figsize=(4.8 * n, 3.9), sharey=True, squeeze=False)
+    for ax, (title, series) in zip(axes[0], panels):
         for key, label, colour, style in series:
             values = [np.nan if line.get(key) is None else 100 * line[key] for line in log]
             if key.endswith("named"):  # a share of the few images that pass by mistake would say nothing
-                moved = [(line.get("clean_kept") or 0) + (line.get("clean_left_out") or 0) < 0.999 for line in log]
                 values = [value if some else np.nan for value, some in zip(values, moved)]
             ax.plot([line["epoch"] for line in log], values, style, color=colour, markersize=4, label=label)
         if warmup:
@@ -85,7 +90,7 @@ def assignments(log: Sequence[Mapping], warmup: int = 0) -> Figure:
         ax.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         clean_axes(ax)
-    axes[0].set_ylabel("share, %")
+    axes[0, 0].set_ylabel("share, %")
     fig.tight_layout()
     return fig
 
