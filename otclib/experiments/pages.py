@@ -27,12 +27,13 @@ def seeds(records: list[dict]) -> str:
     return f"{table(records)}\n\nMade by {made_by(records)}, in {', '.join(order(records, 'precision'))}."
 
 
-# record: its page, the text on it, the picture of its name
-PAGES: dict[str, tuple[str, Callable, Callable]] = {
+# record: its page, the text on it, the picture of its name or None
+PAGES: dict[str, tuple[str, Callable, Callable | None]] = {
     "seeds": ("seeds", seeds, lambda records: figures.comparison(grouped(records))),
     "results": ("systems", tables.report, figures.attack_grid),
     "ablation": ("ablation", tables.ablation_table, figures.ablation),
     "dose": ("dose", tables.dose_table, figures.dose),
+    "tuning": ("tuning", tables.tuning_table, None),
     "worlds": ("worlds", tables.worlds_table, figures.worlds),
 }
 
@@ -46,7 +47,8 @@ def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
         return into_page("options", options_table(), book)
     page, text, draw = PAGES[record]
     records = json.loads((folder / f"{record}.json").read_text())
-    draw(records).savefig(folder / f"{'comparison' if record == 'seeds' else record}.png", dpi=150)
+    if draw is not None:
+        draw(records).savefig(folder / f"{'comparison' if record == 'seeds' else record}.png", dpi=150)
     into_page(page, text(records), book)
 
 

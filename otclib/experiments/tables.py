@@ -239,6 +239,29 @@ def report(records: list[dict]) -> str:
     )
 
 
+def tuning_table(records: list[dict]) -> str:
+    """Return a Markdown table of single runs on a tuning seed: what was planted, and what became of each attack."""
+    rows = []
+    for r in records:
+        kinds = [key.split("/")[1] for key in r if key.startswith("poison_count/")]
+        rates = {kind: r.get(f"attack_success_rate/{kind}", r.get("attack_success_rate")) for kind in kinds}
+        asr = [f"{kind} {100 * rate:.1f}" for kind, rate in rates.items() if kind != "targeted" and rate is not None]
+        kept = [f"{kind} {100 * r[f'poison_kept/{kind}']:.0f}" for kind in kinds if f"poison_kept/{kind}" in r]
+        planted_pairs = ", ".join(f"{kind} {r[f'poison_count/{kind}']}" for kind in kinds)
+        hits = f"{r['targets_hit']} of {r['targets']}" if "targets" in r else ""
+        probes = [f"{100 * r[f'linear_probe/{name}']:.0f}" for name in ("digits", "letters")]
+        cells = [
+            f"{100 * r['zero_shot_top1']:.1f}",
+            ", ".join(asr),
+            hits,
+            ", ".join(kept),
+            f"{100 * r['clean_kept']:.0f}",
+        ]
+        rows.append([r["variant"], r["dataset"], planted_pairs, *cells, " and ".join(probes)])
+    heads = ["system", "data set", "planted, pairs", "zero-shot, %", "ASR, %", "targets", "kept, %", "clean kept, %"]
+    return f"{markdown(rows, [*heads, 'digits and letters, %'], left=3)}\n\nMade by {made_by(records)}."
+
+
 def ablation_table(records: list[dict]) -> str:
     """Return a Markdown table of OTCCLIP with one part missing at a time; mean and range over seeds."""
     found, rows = [metrics.of(key) for key in ABLATED], {}
