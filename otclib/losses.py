@@ -4,11 +4,14 @@ Every loss is taken over a square matrix of similarities with the true pairs on 
 for models with a bias a pairwise sigmoid loss. The losses differ in the similarity. The transport similarity of two
 token sets is sum_nm P_nm <v_n, t_m> = 1 - <P, C>. The plan P is held constant (a stop-gradient): the gradient in C is
 P, not the derivative of <P(C), C>, which has a further term. So gradients reach only tokens that the plan connects.
+
+The controls of these losses compare token sets otherwise (``INTER``, ``INTRA``).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +20,22 @@ from torch import Tensor
 from otclib.models import Features
 from otclib.transport import sinkhorn
 
+INTER = ("balanced", "norm", "unbalanced", "sparc", "filip")  # how an image's tokens are compared with a caption's
+INTRA = ("transport", "pooled")  # and those of two views with each other
+RHO = 0.3  # penalty of unbalanced marginals, in units of the cost; ours
+LEAST = 0.01  # of a token's weight, for tokens that point away from their pooled feature
+
 
 def symmetric_cross_entropy(
-    logits: Tensor, same: Tensor | None = None, q: float = 0.0, positive: Tensor | None = None
+    logits: Tensor,
+    same: Tensor | None = None,
+    q: float = 0.0,
+    positive: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> Tensor:
     """Return the mean of the row-wise and column-wise cross-entropy of [B, B] logits with targets on the diagonal.
+
+    ``columns`` [B, B]: the logits of which the columns are taken, where they differ from those of the rows.
 
     ``same`` [B] identifies each column's caption: equal captions off the diagonal are no negatives.
     ``positive`` [B] bool: only these pairs are pulled together; the others stay in the batch as negatives.
@@ -32,10 +46,11 @@ def symmetric_cross_entropy(
     contradicts the majority has a small p, so it gets a small weight and is hardly learned.
     """
     targets = torch.arange(len(logits), device=logits.device)
+    both = [logits, (logits if columns is None else columns).T]
     if same is not None:
         duplicate = (same[:, None] == same[None]) & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-        logits = logits.masked_fill(duplicate, -torch.inf)
-    terms = torch.stack([F.cross_entropy(x, targets, reduction="none") for x in (logits, logits.T)])
+        both = [x.masked_fill(duplicate, -torch.inf) for x in both]
+    terms = torch.stack([F.cross_entropy(x, targets, reduction="none") for x in both])
     favour = -q * terms.detach()
     if positive is not None:
         favour = favour.masked_fill(~positive, -torch.inf)
@@ -107,14 +122,79 @@ def one_way(anchor: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
     return F.cross_entropy(scale * anchor @ positive.T, torch.arange(len(anchor), device=anchor.device))
 
 
-def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 20) -> Tensor:
-    """Return 1 - <P, C> of every token set in x [B] with every one in y [B'] as [B, B'], differentiable in both."""
+def cosines(x: Features, y: Features) -> Tensor:
+    """Return the cosines of all tokens of x [B] with all tokens of y [B'] as [B, B', N, M], by one product."""
     B, N, D = x.tokens.shape
     P, M, _ = y.tokens.shape
-    C = x.tokens.reshape(B * N, D) @ -y.tokens.reshape(P * M, D).T  # one product for all pairs; a shift changes no plan
-    C = C.view(B, N, P, M).transpose(1, 2)  # (B, P, N, M), not moved
-    a, b = x.mask[:, None].float(), y.mask[None].float()
-    return -sinkhorn(C, a, b, reg=reg, tol=1e-2, max_iter=max_iter).cost
+    return (x.tokens.reshape(B * N, D) @ y.tokens.reshape(P * M, D).T).view(B, N, P, M).transpose(1, 2)  # not moved
+
+
+def token_weights(x: Features, by: str) -> Tensor:
+    """Return the marginals of token sets [B, N], up to their sum: 0 for padding; for ``norm`` not uniform.
+
+    OMIT weights tokens by their norms. Tokens here are unit vectors, so we take the cosine of each with its own pooled
+    feature, at least ``LEAST``: a stand-in of ours.
+    """
+    if by != "norm":
+        return x.mask.float()
+    return torch.einsum("bnd,bd->bn", x.tokens.detach(), x.pooled.detach()).float().clamp(min=LEAST) * x.mask
+
+
+def transport_similarity(x: Features, y: Features, reg: float, max_iter: int = 20, by: str = "balanced") -> Tensor:
+    """Return sum_nm P_nm <v_n, t_m> of every token set in x [B] with every one in y [B'] as [B, B'].
+
+    It is differentiable in both. ``by``: ``balanced``, with uniform marginals; ``norm``, with ``token_weights``; or
+    ``unbalanced``, with marginals that are penalised by ``RHO`` KL, so that tokens that are like none move little.
+    """
+    S = cosines(x, y)
+    relaxed = by == "unbalanced"
+    a, b = token_weights(x, by)[:, None], token_weights(y, by)[None]
+    how: dict[str, Any] = {"reg": reg, "tol": 1e-2, "max_iter": max_iter, "unbalanced": RHO if relaxed else None}
+    solved = sinkhorn(float(relaxed) - S, a, b, **how)  # the shift of C changes no balanced plan
+    return solved.plan.sum((-2, -1)) - solved.cost if relaxed else -solved.cost
+
+
+def token_maxima(x: Features, y: Features) -> tuple[Tensor, Tensor]:
+    """Return FILIP's two similarities (Yao et al., ICLR 2022) of every set in x [B] with every one in y [B'], [B, B'].
+
+    The first is the mean over the tokens of x, each with the token of y that it is most like, the second the mean over
+    the tokens of y. Padding is neither counted nor chosen.
+    """
+    S, real_x, real_y = cosines(x, y), x.mask[:, None], y.mask[None]
+    best_x = S.masked_fill(~real_y[:, :, None], -torch.inf).amax(-1)
+    best_y = S.masked_fill(~real_x[..., None], -torch.inf).amax(-2)
+    return (best_x * real_x).sum(-1) / real_x.sum(-1), (best_y * real_y).sum(-1) / real_y.sum(-1)
+
+
+def grouped_patches(image: Features, text: Features) -> Tensor:
+    """Return, for every word [B, M, D], the sparse average of its image's patches, of length 1 (SPARC).
+
+    The cosines of a word with the P patches are scaled to [0, 1]; those below 1 / P become 0, and the rest, scaled to
+    sum 1, are the weights. Where all patches are equally like the word, they weigh the same.
+    """
+    S, real = torch.einsum("bmd,bnd->bmn", text.tokens, image.tokens), image.mask[:, None]
+    low = S.masked_fill(~real, torch.inf).amin(-1, keepdim=True)
+    span = S.masked_fill(~real, -torch.inf).amax(-1, keepdim=True) - low
+    share = ((S - low) / span.clamp(min=1e-6)).masked_fill(span < 1e-6, 1.0)
+    share = share.masked_fill(~real | (share < 1 / real.sum(-1, keepdim=True)), 0.0)
+    return F.normalize(share / share.sum(-1, keepdim=True) @ image.tokens, dim=-1)
+
+
+def sparse_alignment(image: Features, text: Features, scale: Tensor, positive: Tensor | None = None) -> Tensor:
+    """Return SPARC's fine-grained loss (Bica et al., ICML 2024, arXiv 2401.09865).
+
+    Every word is contrasted with the ``grouped_patches`` of the words of its own caption, and these with the words. No
+    other pair is a negative. The mean is over words, then over pairs, of which ``positive`` [B] bool leaves out some.
+    The temperature is that of the contrastive loss.
+    """
+    logits = scale * grouped_patches(image, text) @ text.tokens.transpose(1, 2)  # (B, M, M)
+    word, own = text.mask, torch.arange(text.mask.shape[1], device=text.mask.device).expand_as(text.mask)
+    both = (x.masked_fill(~word[:, None], -torch.inf)[word] for x in (logits, logits.transpose(1, 2)))
+    terms = sum(F.cross_entropy(x, own[word], reduction="none") for x in both) / 2
+    share = word / word.sum(1, keepdim=True)
+    if positive is not None:
+        share = share * positive[:, None]
+    return (share[word] * terms).sum() / share.sum().clamp(min=1)
 
 
 def inter_modal(
@@ -124,13 +204,32 @@ def inter_modal(
     reg: float,
     same: Tensor | None = None,
     positive: Tensor | None = None,
+    by: str = "balanced",
 ) -> Tensor:
-    """Return the contrastive loss on the transport similarity of images' tokens and captions' tokens."""
-    return symmetric_cross_entropy(scale * transport_similarity(image, text, reg), same, positive=positive)
+    """Return the loss that aligns images' tokens with captions' tokens.
+
+    ``by`` is one of ``INTER``. It is the contrastive loss on the ``transport_similarity`` of that name, or on FILIP's
+    ``token_maxima``, of which images take the first and captions the second. ``sparc`` is ``sparse_alignment``.
+    """
+    if by not in INTER:
+        raise ValueError(f"an inter-modal loss is by one of {', '.join(INTER)}, got {by!r}")
+    if by == "sparc":
+        return sparse_alignment(image, text, scale, positive)
+    if by == "filip":
+        rows, columns = token_maxima(image, text)
+        return symmetric_cross_entropy(scale * rows, same, positive=positive, columns=scale * columns)
+    return symmetric_cross_entropy(scale * transport_similarity(image, text, reg, by=by), same, positive=positive)
 
 
-def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float) -> Tensor:
-    """Return the contrastive loss on the transport similarity of the tokens of two views of one modality."""
+def intra_modal(view1: Features, view2: Features, scale: Tensor, reg: float, by: str = "transport") -> Tensor:
+    """Return the contrastive loss on the similarity of two views of one modality.
+
+    ``by`` is one of ``INTRA``: the transport similarity of the views' tokens, or the cosine of their pooled features.
+    """
+    if by not in INTRA:
+        raise ValueError(f"an intra-modal loss is by one of {', '.join(INTRA)}, got {by!r}")
+    if by == "pooled":
+        return contrastive(view1.pooled, view2.pooled, scale)
     return symmetric_cross_entropy(scale * transport_similarity(view1, view2, reg))
 
 

@@ -486,6 +486,8 @@ def test_the_loop_runs_in_bf16(pairs, unevaluated, tmp_path):
         ("otcclip", {"near_share": 0}),
         ("otcclip", {"global_weight": 2}),
         ("otcclip", {"pool": 0}),
+        ("otcclip", {"inter_by": "sinkhorn"}),
+        ("otcclip-plus", {"intra_by": "tokens"}),
         ("otcclip-plus", {"first": 0.9, "most": 0.8}),
         ("otcclip-plus", {"q": 2}),
         ("dao", {"references": 16}),

@@ -37,7 +37,7 @@ def configuration(name: str) -> dict:
     return yaml.safe_load((WORKFLOW / f"{name}.yaml").read_text())
 
 
-@pytest.mark.parametrize("name", ["table", "ablation", "dose", "seeds", "batch"])
+@pytest.mark.parametrize("name", ["table", "ablation", "controls", "dose", "seeds", "batch"])
 def test_the_committed_configurations_are_grids(name):
     grid = Grid(configuration(name))
     assert len(grid.cells) == len(set(map(grid.folder, grid.cells))) > 1
@@ -97,6 +97,20 @@ def test_a_dose_is_a_multiple_of_both_attacks():
     for cell in grid.cells:
         a, b = grid.planned(cell)
         assert (a.copies, b.rate) == (float(cell.attack) * targeted.copies, float(cell.attack) * badnets.rate)
+
+
+def test_every_control_is_another_system_at_the_recorded_doses(tmp_path):
+    grid = Grid(configuration("controls"))
+    made = [otclib.defenses.load(system["defense"], **grid._options(system)) for system in grid.systems.values()]
+    assert all(method not in made[:k] for k, method in enumerate(made)) and made[0] == otclib.defenses.load(
+        "otcclip-plus"
+    )
+    assert grid.asked(tmp_path) == grid.cells and len(grid.cells) == 2 * 3 * len(made)
+    assert all(
+        attack.copies if attack.kind == "targeted" else attack.count for c in grid.cells for attack in grid.planned(c)
+    )
+    record = {"dataset": "scenes", "attack": "least", "defense": "otcclip-plus", "seed": 20, "variant": "one look"}
+    assert grid.cell_of(record) in grid.cells
 
 
 def test_a_target_that_the_set_chooses_is_no_difference():
@@ -219,7 +233,7 @@ def snakemake(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["table", "ablation", "dose", "seeds", "batch"])
+@pytest.mark.parametrize("name", ["table", "ablation", "controls", "dose", "seeds", "batch"])
 def test_every_configuration_is_planned(snakemake, name, tmp_path):
     done = snakemake(configuration(name) | {"out": str(tmp_path / "out")}, "--dry-run")
     assert done.returncode == 0, done.stderr[-2000:]

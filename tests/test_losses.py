@@ -157,6 +157,144 @@ def test_gradients_reach_both_sides_and_are_finite():
     assert torch.isfinite(y.grad).all() and (y.grad[0, 2:] == 0).all()
 
 
+# -- the controls ----------------------------------------------------------------------------------------------------
+
+
+def padded(places=5):
+    """The leaves and the features of images of so many places, and of captions of 1 to 4 words with padding."""
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, n, 6, generator=g, requires_grad=True) for n in (places, 4))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    every = torch.ones(3, places).bool()
+    sets = ((x, every), (y, mask))
+    return (x, y), *(Features(F.normalize(t.mean(1), dim=-1), F.normalize(t, dim=-1), m) for t, m in sets)
+
+
+@pytest.mark.parametrize("by", losses.INTER)
+@pytest.mark.parametrize("places", [5, 1])
+def test_every_inter_modal_loss_has_finite_gradients_and_none_for_padding(by, places):
+    (x, y), image, text = padded(places)
+    text.pooled = text.pooled.detach()
+    positive = torch.tensor([True, True, False])
+    losses.inter_modal(image, text, torch.tensor(10.0), 0.1, positive=positive, by=by).backward()
+    assert torch.isfinite(x.grad).all() and torch.isfinite(y.grad).all() and y.grad[1].abs().sum() > 0
+    assert (y.grad[~text.mask] == 0).all()
+    assert x.grad[:2].abs().sum() > 0 or (by, places) == ("sparc", 1), "one place is the average for every word"
+    none = losses.inter_modal(image, text, torch.tensor(10.0), 0.1, positive=positive & False, by=by)
+    assert none == 0
+
+
+def test_padding_changes_no_inter_modal_loss():
+    _, image, text = padded()
+    for by in losses.INTER:
+        before = losses.inter_modal(image, text, torch.tensor(10.0), 0.1, by=by)
+        other = torch.where(text.mask[..., None], text.tokens, -text.tokens)
+        after = losses.inter_modal(image, Features(text.pooled, other, text.mask), torch.tensor(10.0), 0.1, by=by)
+        assert torch.equal(before, after), by
+
+
+def test_no_two_inter_modal_losses_are_the_same():
+    _, image, text = padded()
+    found = [losses.inter_modal(image, text, torch.tensor(10.0), 0.1, by=by).item() for by in losses.INTER]
+    assert len({round(value, 4) for value in found}) == len(losses.INTER), found
+
+
+def test_an_unknown_comparison_is_refused():
+    _, image, text = padded()
+    with pytest.raises(ValueError, match="one of balanced, norm, unbalanced, sparc, filip, got 'sinkhorn'"):
+        losses.inter_modal(image, text, torch.tensor(10.0), 0.1, by="sinkhorn")
+    with pytest.raises(ValueError, match="one of transport, pooled, got 'mean'"):
+        losses.intra_modal(image, image, torch.tensor(10.0), 0.1, by="mean")
+
+
+def test_tokens_weigh_as_they_agree_with_their_pooled_feature():
+    """One word, so that the plan is the weights: the similarity is the weighted mean of the places' cosines."""
+    places, every = tokens([1, 0], [0, 1], [0, -1])[None], torch.ones(1, 3).bool()
+    image = Features(tokens([0.8, 0.6]), places, every)
+    word = Features(tokens([1, 0]), tokens([1, 0])[None], torch.ones(1, 1).bool())
+    assert losses.token_weights(image, "norm").tolist() == [pytest.approx([0.8, 0.6, losses.LEAST])]
+    assert losses.token_weights(image, "balanced").tolist() == [[1, 1, 1]]
+    found = losses.transport_similarity(image, word, 0.1, by="norm")
+    assert float(found) == pytest.approx(0.8 / (1.4 + losses.LEAST), abs=1e-4)
+    assert float(losses.transport_similarity(image, word, 0.1)) == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_unbalanced_similarity_is_that_of_pots_plan():
+    import ot
+
+    _, image, text = padded()
+    found = losses.transport_similarity(image, text, 0.2, by="unbalanced")
+    for i in range(3):
+        for j in range(3):
+            S = (image.tokens[i] @ text.tokens[j, text.mask[j]].T).detach().double().numpy()
+            a, b = ([1 / n] * n for n in S.shape)
+            how = {"reg_type": "entropy", "stopThr": 1e-12, "numItermax": 20_000}
+            plan = ot.unbalanced.sinkhorn_unbalanced(a, b, 1 - S, 0.2, losses.RHO, **how)
+            assert found[i, j].item() == pytest.approx((plan * S).sum(), abs=2e-3)
+            assert abs(plan.sum() - 1) > 0.02, "the marginals are not met"
+
+
+def test_filip_by_hand():
+    """Images see (e0, e1) and (e2, e2); captions say (e0 and padding) and (e2, e1)."""
+    e = torch.eye(3)
+    image = features([e[[0, 1]], e[[2, 2]]])
+    text = Features(e[:2], torch.stack([e[[0, 1]], e[[2, 1]]]), torch.tensor([[True, False], [True, True]]))
+    rows, columns = losses.token_maxima(image, text)
+    assert rows.tolist() == [[0.5, 0.5], [0.0, 1.0]], "of two places one finds its word; padding is not chosen"
+    assert columns.tolist() == [[1.0, 0.5], [0.0, 0.5]], "padding is not counted"
+
+    def term(own, other):
+        return math.log(math.exp(2 * own) + math.exp(2 * other)) - 2 * own
+
+    images, captions = term(0.5, 0.5) + term(1.0, 0.0), term(1.0, 0.0) + term(0.5, 0.5)
+    loss = losses.inter_modal(image, text, torch.tensor(2.0), 0.1, by="filip")
+    assert float(loss) == pytest.approx((images + captions) / 4, rel=1e-5)
+    one = losses.inter_modal(image, text, torch.tensor(2.0), 0.1, same=torch.tensor([4, 4]), by="filip")
+    assert float(one) == 0, "equal captions are no negatives"
+
+
+def test_sparc_by_hand():
+    """The word's cosines 1, 0.6, -0.6 and -1 become 1, 0.8, 0.2 and 0 of [0, 1], and 0.2 is below 1 / 4."""
+    places = tokens([1, 0], [0.6, 0.8], [-0.6, 0.8], [-1, 0])
+    words = tokens([1, 0], [0, 1])
+    text = Features(words[:1], words[None], torch.tensor([[True, True]]))
+    image = features([places])
+    found = losses.grouped_patches(image, text)
+    assert torch.allclose(found[0, 0], F.normalize(torch.tensor([1 + 0.8 * 0.6, 0.8 * 0.8]), dim=0), atol=1e-6)
+    assert torch.allclose(found[0, 1], torch.tensor([0.0, 1.0]), atol=1e-6), "two places say it, as strongly"
+
+    x, scale = math.hypot(1.48, 0.64), 2.0
+    logits = [[scale * 1.48 / x, scale * 0.64 / x], [0.0, scale]]  # averages against words
+    rows = [math.log(sum(map(math.exp, row))) - row[k] for k, row in enumerate(logits)]
+    columns = [math.log(sum(map(math.exp, row))) - row[k] for k, row in enumerate(zip(*logits))]
+    loss = losses.inter_modal(image, text, torch.tensor(scale), 0.1, by="sparc")
+    assert float(loss) == pytest.approx((sum(rows) + sum(columns)) / 4, rel=1e-5)
+
+
+def test_sparc_contrasts_within_one_pair():
+    _, image, text = padded()
+    parts = [losses.sparse_alignment(image[k : k + 1], text[k : k + 1], torch.tensor(5.0)) for k in range(3)]
+    assert parts[2] == 0, "one word has no negative"
+    assert torch.allclose(losses.sparse_alignment(image, text, torch.tensor(5.0)), sum(parts) / 3, atol=1e-6)
+    some = losses.sparse_alignment(image, text, torch.tensor(5.0), torch.tensor([True, False, True]))
+    assert torch.allclose(some, parts[0] / 2, atol=1e-6)
+    every = image.mask.clone()
+    every[:, 3:] = False  # padded places are neither averaged nor counted
+    shorter = Features(image.pooled, image.tokens[:, :3], every[:, :3])
+    longer = Features(image.pooled, image.tokens, every)
+    assert torch.allclose(losses.grouped_patches(longer, text), losses.grouped_patches(shorter, text), atol=1e-6)
+
+
+def test_the_intra_modal_loss_on_pooled_features_by_hand():
+    view1, view2 = (
+        Features(p, torch.randn(2, 3, 2), torch.ones(2, 3).bool()) for p in (torch.eye(2), tokens([3, 4], [0, 1]))
+    )
+    rows = [math.log(math.exp(1.2) + 1) - 1.2, math.log(math.exp(1.6) + math.exp(2)) - 2]
+    columns = [math.log(math.exp(1.2) + math.exp(1.6)) - 1.2, math.log(1 + math.exp(2)) - 2]
+    found = losses.intra_modal(view1, view2, torch.tensor(2.0), 0.1, by="pooled")
+    assert float(found) == pytest.approx((sum(rows) + sum(columns)) / 4, rel=1e-5)
+
+
 def test_coarse_averages_neighbours():
     t = torch.zeros(1, 16, 4)
     t[0, :, 0] = 1

@@ -169,6 +169,20 @@ def test_rank_own_counts_nearer_captions():
     assert torch.equal(ranking.nearest, full.argmin(1))
 
 
+def test_pooled_features_alone_need_no_plan(way, monkeypatch):
+    """With ``global_weight`` 1 the ranks are those of the cosines, and no plan is solved, whatever the tokens are."""
+    v, own, pool = features(6, 5, 8, 1), features(6, 4, 8, 3), features(30, 4, 8, 2)
+    solved = matching.rank_own(v, own, pool, reg=0.1, share=1.0, global_weight=1 - 1e-6)
+    monkeypatch.setattr(search, "_costs", None)
+    for x in (v, own, pool):
+        x.tokens = torch.full_like(x.tokens, torch.nan)
+    ranking = matching.rank_own(v, own, pool, reg=0.1, share=1.0, global_weight=1.0)
+    cosine = v.pooled @ pool.pooled.T
+    nearer = (cosine > (v.pooled * own.pooled).sum(1, keepdim=True) + 1e-6).float().mean(1)
+    assert torch.equal(ranking.own_rank, nearer) and torch.equal(ranking.own_rank, solved.own_rank)
+    assert torch.equal(ranking.nearest, cosine.argmax(1)) and len(set(nearer.tolist())) > 2
+
+
 def test_a_pool_fills_and_wraps():
     pool, t = CaptionPool(10, words=6, dim=8), features(16, 6, 8, 1)
     with pytest.raises(ValueError, match="empty"):

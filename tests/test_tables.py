@@ -32,6 +32,38 @@ def test_seconds_until_safe_by_hand():
     assert seconds_until_safe([bad, good], before=100) == 120
 
 
+def test_the_table_of_controls_by_hand(tmp_path):
+    """Two data sets, four variants. Seed 7 has no partner, and the second data set has no *full*."""
+
+    def run(dataset, variant, seed, accuracy, asr, pointing=None):
+        found = {"zero_shot_top1": accuracy, "attack_success_rate": asr, "plan_pointing_accuracy": pointing}
+        dose = {"rate": 0.01, "poison_count/badnets": 16, "poison_count/targeted": 128, "targets": 16, "targets_hit": 0}
+        probes = {"linear_probe/digits": 0.8, "linear_probe/letters": accuracy}
+        names = {"dataset": dataset, "attack": "least", "defense": "otcclip-plus", "variant": variant, "seed": seed}
+        return names | dose | probes | found
+
+    recorded = [run("scenes", "full", k, 0.9 + k / 100, 0.0, 0.5) for k in range(3)]
+    recorded += [run("scenes", "one look", k, 0.8 + k / 100, 0.5, 0.5) for k in (2, 0, 1)]
+    recorded += [run("scenes", "no judgement", 1, 0.96, 0.9), run("scenes", "late", 7, 0.9, 0.0)]
+    recorded += [run("emoji-scenes", "one look", 0, 0.3, 0.1)]
+    text = tables.controls_table(recorded)
+    first, second = text.split("## emoji-scenes")
+    assert first.startswith("## scenes\n\nPlanted: 144 pairs, 1.00 %.\n\n| | seeds | zero-shot accuracy, % | backdoor")
+    heads = [line for line in first.splitlines() if line.startswith("| | seeds")]
+    assert all("targeted images hit | linear probe, digits" in line and "plan pointing" in line for line in heads)
+    assert "| full | 3 | 91.0 (90.0 to 92.0) | 0.0 | 0, ≤ 7.5 % | 80.0 | 91.0 (90.0 to 92.0) | 50.0 |" in first
+    apart = "-10.0 [-10.0, -10.0]"
+    same = "+0.0 [+0.0, +0.0]"
+    assert f"| one look | 3 | {apart} | +50.0 [+50.0, +50.0] | {same} | {same} | {apart} | {same} |" in first
+    assert "| no judgement | 1 | +5.0 | +90.0 | +0.0 | +0.0 | +5.0 | |" in first, "one seed has no interval"
+    assert first.count("| late |") == 1 and first.count("| full |") == 1, "nobody is compared with itself"
+    assert "Minus" not in second and second.count("| one look |") == 1
+    (tmp_path / "controls.json").write_text(json.dumps(recorded))
+    assert pages.recorded(tmp_path) == ["controls"]
+    pages.publish("controls", tmp_path, tmp_path)
+    assert text in (tmp_path / "controls.md").read_text() and not (tmp_path / "controls.png").exists()
+
+
 def test_published_figures_are_marked_and_have_a_source():
     records = [
         {"defense": d, "attack": "targeted", "seed": s, "rate": 0.02, "targets_hit": h, "targets": 16, "variant": v}
@@ -114,7 +146,7 @@ def test_a_claim_about_two_systems_has_their_difference_on_the_same_seeds():
     assert mean == pytest.approx(4) and row.endswith(expected), row
 
 
-@pytest.mark.parametrize("record", pages.PAGES)
+@pytest.mark.parametrize("record", pages.recorded())
 def test_the_book_shows_the_committed_records(record):
     page, text, _ = pages.PAGES[record]
     records = json.loads((ROOT / "figures" / f"{record}.json").read_text())

@@ -198,6 +198,21 @@ def test_otcclip_plus_keeps_clean_pairs_and_leaves_planted_ones_when_features_ar
     assert (trainer.caption_of[moved] == defenses.LEFT_OUT).all(), "nobody gets another caption"
 
 
+@pytest.mark.parametrize("option, by, other", [("inter", "filip", "intra"), ("intra", "pooled", "inter")])
+def test_otcclip_compares_tokens_as_it_is_asked_to(poisoned, small, option, by, other):
+    """The option changes its own loss, to that of its name, and leaves the other one alone."""
+    from accelerate import Accelerator
+
+    def parts(**options):
+        trainer = training.Trainer(poisoned[0], small[0], small[2], Accelerator(cpu=True), seed=0)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return OTCClip(**options).loss(trainer, next(trainer.batches([torch.arange(32)])))
+
+    usual, changed = parts(), parts(**{f"{option}_by": by})
+    assert changed[other] == usual[other] and changed[option] != usual[option]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -207,6 +222,7 @@ def test_otcclip_plus_keeps_clean_pairs_and_leaves_planted_ones_when_features_ar
         ({"near_share": 0.0}, "near_share must lie in .0, 1."),
         ({"global_weight": 2.0}, "global_weight lie in .0, 1."),
         ({"reg": -1.0}, "reg must be positive"),
+        ({"inter_by": "sinkhorn"}, "inter_by is one of balanced, norm, unbalanced, sparc, filip .*got 'sinkhorn'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch_size": 1}, "at least 2 pairs"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),

@@ -119,7 +119,9 @@ class Alignment(Defense):
     global_weight: float = 0.5  # of the pooled cosine in the matched distance; the rest is transport
     reg: float = 0.1  # entropic regularisation of every plan (PLOT's value)
     inter: float = 0.5  # weight of the inter-modal transport loss
+    inter_by: str = "balanced"  # how its token sets are compared, one of ``losses.INTER``
     intra: float = 0.25  # weight of the intra-modal transport loss
+    intra_by: str = "transport"  # how its views are compared, one of ``losses.INTRA``
     fine_batch: int = 16  # pairs of a batch that the transport losses see
     drop: float = 0.2  # share of words that the second view of a caption loses
 
@@ -132,6 +134,11 @@ class Alignment(Defense):
             raise ValueError(
                 f"every must be at least 1, warmup at least 0 and fine_batch at least 2, "
                 f"got {self.every}, {self.warmup} and {self.fine_batch}"
+            )
+        if self.inter_by not in losses.INTER or self.intra_by not in losses.INTRA:
+            raise ValueError(
+                f"inter_by is one of {', '.join(losses.INTER)} and intra_by one of {', '.join(losses.INTRA)}, "
+                f"got {self.inter_by!r} and {self.intra_by!r}"
             )
         self.warmup = min(self.warmup, max(1, self.epochs - 1))
 
@@ -153,14 +160,14 @@ class Alignment(Defense):
         few = batch.few(self.fine_batch)
         fine_image, fine_text = image[: len(few)], text[: len(few)]
         if self.inter:
-            who = {"same": few.caption_id, "positive": few.positive}
+            who = {"same": few.caption_id, "positive": few.positive, "by": self.inter_by}
             parts["inter"] = self.inter * losses.inter_modal(fine_image, fine_text, training.scale, self.reg, **who)
         if self.intra:
             other_words = training.drop_words(few.text, self.drop)
             other_view = training.view(few, side=training.sides[0])
             other_image, other_text = training.towers(other_view, other_words)
             two = (losses.coarse(fine_image), losses.coarse(other_image)), (fine_text, other_text)
-            each = [losses.intra_modal(x, y, training.scale, self.reg) for x, y in two]
+            each = [losses.intra_modal(x, y, training.scale, self.reg, self.intra_by) for x, y in two]
             parts["intra"] = self.intra * (each[0] + each[1]) / 2
         return parts
 

@@ -44,7 +44,7 @@ def claims(records: list[dict]) -> str:
     def compared(defense: str, other: str) -> list[tuple[dict, dict]]:
         """Return the runs of two systems, side by side; ``clean`` is the undefended model without poison."""
         partner = {"defense": "clip", "attack": "none"} if other == "clean" else {"defense": other}
-        return beside(records, defense, partner)
+        return beside(records, partner, defense=defense)
 
     def compare(
         claim: str, whose: str, defense: str, other: str, key: str, holds: Callable[[float, float], bool]

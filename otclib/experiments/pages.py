@@ -27,15 +27,21 @@ def seeds(records: list[dict]) -> str:
     return f"{table(records)}\n\nMade by {made_by(records)}, in {', '.join(order(records, 'precision'))}."
 
 
-# record: its page, the text on it, the picture of its name or None
+# record: its page, the text on it, the picture of its name if there is one
 PAGES: dict[str, tuple[str, Callable, Callable | None]] = {
     "seeds": ("seeds", seeds, lambda records: figures.comparison(grouped(records))),
     "results": ("systems", tables.report, figures.attack_grid),
     "ablation": ("ablation", tables.ablation_table, figures.ablation),
+    "controls": ("controls", tables.controls_table, None),
     "dose": ("dose", tables.dose_table, figures.dose),
     "tuning": ("tuning", tables.tuning_table, None),
     "worlds": ("worlds", tables.worlds_table, figures.worlds),
 }
+
+
+def recorded(folder: Path = FIGURES) -> list[str]:
+    """Return the records in a folder that have a page."""
+    return [record for record in PAGES if (folder / f"{record}.json").exists()]
 
 
 def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
@@ -47,7 +53,7 @@ def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
         return into_page("options", options_table(), book)
     page, text, draw = PAGES[record]
     records = json.loads((folder / f"{record}.json").read_text())
-    if draw is not None:
+    if draw:
         draw(records).savefig(folder / f"{'comparison' if record == 'seeds' else record}.png", dpi=150)
     into_page(page, text(records), book)
 
@@ -67,5 +73,5 @@ def into_page(name: str, text: str, book: Path = BOOK) -> None:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or [*PAGES, "options"]:
+    for each in sys.argv[1:] or [*recorded(), "options"]:
         publish(each)

@@ -99,14 +99,15 @@ def select(records: list[dict], **where: object) -> list[dict]:
     return [r for r in records if all(r.get(k) == v for k, v in where.items())]
 
 
-def beside(records: list[dict], defense: str, other: Mapping[str, object], **where: object) -> list[tuple[dict, dict]]:
+def beside(records: list[dict], other: Mapping[str, object], **where: object) -> list[tuple[dict, dict]]:
     """Return the records of two systems, run by run: those of the same data set, attack and seed.
 
-    ``other`` is what the partner has instead: ``{"defense": "clip"}``, or ``{"defense": "clip", "attack": "none"}`` for
-    the undefended model without poison. ``where`` selects the runs of ``defense``.
+    ``where`` selects the runs of the one, by its ``defense`` or ``variant``. ``other`` is what the partner has instead:
+    ``{"defense": "clip"}``, ``{"variant": "full"}``, or ``{"defense": "clip", "attack": "none"}`` for the undefended
+    model without poison.
     """
     out = []
-    for r in select(records, defense=defense, **where):
+    for r in select(records, **where):
         same = {k: r.get(k) for k in ("dataset", "attack", "seed")} | dict(other)
         out += [(r, o) for o in select(records, **same)]
     return out

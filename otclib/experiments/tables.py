@@ -78,6 +78,7 @@ DIFFERENCES = (
     "image_to_text_recall_at_1",
     "plan_pointing_accuracy",
 )
+CONTROLS = tuple(key for key in DIFFERENCES if key != "image_to_text_recall_at_1")
 
 
 @cache
@@ -164,7 +165,7 @@ def differences_table(records: list[dict], defense: str, other: str, keys: Seque
     found, rows = [metrics.of(key) for key in keys], []
     for dataset in order(records, "dataset"):
         for attack in order(records, "attack"):
-            if pairs := beside(records, defense, {"defense": other}, dataset=dataset, attack=attack):
+            if pairs := beside(records, {"defense": other}, defense=defense, dataset=dataset, attack=attack):
                 rows.append([dataset, attack, *(difference(metric, pairs) for metric in found), len(pairs)])
     heads = ["data set", "dose", *(metric.label for metric in found), "seeds"]
     return markdown(rows, heads, left=2) if rows else ""
@@ -262,14 +263,37 @@ def tuning_table(records: list[dict]) -> str:
     return f"{markdown(rows, [*heads, 'digits and letters, %'], left=3)}\n\nMade by {made_by(records)}."
 
 
-def ablation_table(records: list[dict]) -> str:
-    """Return a Markdown table of OTCCLIP with one part missing at a time; mean and range over seeds."""
-    found, rows = [metrics.of(key) for key in ABLATED], {}
+def variants_table(records: list[dict], keys: Sequence[str]) -> str:
+    """Return a Markdown table of the variants of a defence, a row for each; mean and range over seeds."""
+    found, rows = [metrics.of(key) for key in keys], {}
     for variant in order(records, "variant"):
         runs = select(records, variant=variant)
         rows[variant] = [len(runs), *(measured(metric, runs) for metric in found)]
-    table = explained(markdown(rows, ["seeds", *(metric.title for metric in found)]))
-    return f"{table}\n\nMade by {made_by(records)}."
+    return markdown(rows, ["seeds", *(metric.title for metric in found)])
+
+
+def ablation_table(records: list[dict]) -> str:
+    """Return a Markdown table of OTCCLIP with one part missing at a time."""
+    return f"{explained(variants_table(records, ABLATED))}\n\nMade by {made_by(records)}."
+
+
+def controls_table(records: list[dict], full: str = "full") -> str:
+    """Return Markdown tables of the variants on each data set, and of their differences to the variant ``full``."""
+    found, parts = [metrics.of(key) for key in CONTROLS], []
+    for dataset in order(records, "dataset"):
+        here, rows = select(records, dataset=dataset), {}
+        for variant in order(here, "variant"):
+            pairs = beside(here, {"variant": full}, variant=variant)
+            if pairs and variant != full:
+                rows[variant] = [len(pairs), *(difference(metric, pairs) for metric in found)]
+        parts += [f"## {dataset}", f"Planted: {planted(here)}.", variants_table(here, CONTROLS)]
+        if rows:
+            said = (
+                f"Minus *{full}*, on the same seeds: mean difference, and its 95 % interval by Student's t (shares in "
+            )
+            parts += [f"{said}points). The intervals are not corrected for their number."]
+            parts += [markdown(rows, ["seeds", *(metric.label for metric in found)])]
+    return explained("\n\n".join(parts)) + f"\n\nMade by {made_by(records)}."
 
 
 def dose_table(records: list[dict]) -> str:

@@ -53,12 +53,14 @@ def distances(
         first = torch.arange(B + 1) * K
         out = kernel.costs(images, part, first.numpy(), cols.numpy(), weight=global_weight, **how)
         return torch.from_numpy(out).view(B, K)
-    rows = torch.arange(B, device=candidates.device)[:, None].expand(B, K)
-    cost = _costs(images, captions, rows.reshape(-1), candidates.reshape(-1), **how).view(B, K)
-    if not global_weight:
-        return cost
-    cosine = torch.einsum("bd,bkd->bk", images.pooled, captions.pooled[candidates])
-    return global_weight * (1 - cosine) + (1 - global_weight) * cost
+    d = images.summary.new_zeros(B, K)
+    if global_weight < 1:
+        rows = torch.arange(B, device=candidates.device)[:, None].expand(B, K)
+        cost = _costs(images, captions, rows.reshape(-1), candidates.reshape(-1), **how).view(B, K)
+        d = (1 - global_weight) * cost
+    if global_weight > 0:
+        d = d + global_weight * (1 - torch.einsum("bd,bkd->bk", images.pooled, captions.pooled[candidates]))
+    return d
 
 
 def compiled_for(images: TokenSets) -> ModuleType | None:
