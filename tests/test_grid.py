@@ -51,7 +51,7 @@ def _names(grid: Grid, cell: Cell) -> list:
 
 def test_cells_need_what_they_are_made_from():
     grid = Grid(configuration("table"))
-    assert len(grid.cells) == 3 * (6 * 5 + 1), "of the set without poison the clean model alone"
+    assert len(grid.cells) == 3 * (6 * 6 + 1), "of the set without poison the clean model alone"
     clip, adaptive = Cell("scenes", "badnets", "clip", 0), Cell("scenes", "adaptive", "clip", 0)
     assert grid.needs(Cell("scenes", "none", "clip", 0)) == []
     assert clip in grid.needs(Cell("scenes", "badnets", "cleanclip", 0))

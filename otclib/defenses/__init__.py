@@ -35,6 +35,9 @@ DEFENSES: dict[str, type[Defense]] = {
     "otcclip-plus": OTCClipPlus,
 }
 
+# in records of earlier code: the abstract's parts with a robust loss and strong views in the warm-up
+BEFORE = {"earlier OTCCLIP": Look("OTCCLIP, earlier code", "#999999", "D")}
+
 
 def load(name: str, **options: Any) -> Defense:
     """Return a defence by its name in ``DEFENSES``; its options are the fields of its class.
@@ -59,4 +62,4 @@ def repairs(name: str) -> bool:
 
 def look(name: str) -> Look:
     """Return the label, colour and marker of a defence; an unknown defence has its own name as label."""
-    return DEFENSES[name].LOOK if name in DEFENSES else Look(name)
+    return DEFENSES[name].LOOK if name in DEFENSES else BEFORE.get(name, Look(name))

@@ -10,7 +10,7 @@ from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.records import beside, difference, explained, markdown, measured, order, select
 
-OTCCLIP = ("otcclip", "otcclip-plus")  # the abstract's parts alone, and with ours
+OTCCLIP = ("otcclip", "otcclip-plus", "earlier OTCCLIP")  # the abstract's parts alone, with ours, and with ours before
 
 
 def claims(records: list[dict]) -> str:
@@ -55,6 +55,7 @@ def claims(records: list[dict]) -> str:
         verdicts = [(r["seed"], holds(r[key], o[key])) for r, o in pairs]
         state(claim, whose, evidence, verdicts, difference(metric, pairs))
 
+    recorded = [name for name in OTCCLIP if name in order(records, "defense")] or OTCCLIP[:1]
     asr, hits, accuracy = "attack_success_rate", "targets_hit", "zero_shot_top1"
     claim = "undefended: 15 of 16 targeted images hit"
     alone(claim, "RoCLIP, SafeCLIP", hits, "clip", "targeted", least=15)
@@ -63,7 +64,7 @@ def claims(records: list[dict]) -> str:
     for defense, most, whose in (
         ("roclip", 2, "its abstract (2 of 16; 0 %)"),
         ("safeclip", 0, "its abstract (0 %)"),
-        *((name, 0, "ours, attack by attack") for name in OTCCLIP),
+        *((name, 0, "ours, attack by attack") for name in recorded),
     ):
         name = look(defense).label
         few = f"at most {most} of 16 targeted images" if most else "no targeted image"
@@ -71,7 +72,7 @@ def claims(records: list[dict]) -> str:
         for attack in [a for a in backdoors if a != "adaptive"]:
             alone(f"{name}, {attack}: ASR at most 2 %", whose, asr, defense, attack, most=0.02)
     probes = [(f"linear_probe/{name}", f"probe on {name}") for name in ("scenes", "digits", "letters")]
-    for defense in OTCCLIP:
+    for defense in recorded:
         name = look(defense).label
         ours = [r for r in select(records, defense=defense) if r["attack"] != "none"]
         stopped = [r for r in ours if (r.get(asr) or 0) <= 0.02 and not r.get(hits)]
