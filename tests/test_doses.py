@@ -294,7 +294,7 @@ def test_a_grid_takes_the_least_dose_of_each_set(worlds, tmp_path):
     ]
     doses.RECORDS.write_text(json.dumps(records))
     cells = worlds.asked(tmp_path)
-    assert len(cells) == 3 * 2 * 2 * 3
+    assert len(cells) == 3 * 2 * 3 * 3
     for cell in cells:
         times = {"least": 1, "twice": 2}[cell.attack]
         planned = [(a.copies if a.kind == "targeted" else a.count) for a in worlds.planned(cell)]
