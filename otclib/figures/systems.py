@@ -76,16 +76,18 @@ def worlds(records: Sequence[Mapping]) -> Figure:
     keys = ("zero_shot_top1", "attack_success_rate", "targets_hit", "poison_kept", "clean_kept")
     rows = list(dict.fromkeys((r["dataset"], r["attack"]) for r in records if r["attack"] != "none"))
     systems = list(dict.fromkeys(r["defense"] for r in records))
-    fig, axes = plt.subplots(1, len(keys), figsize=(11.5, 0.52 * len(rows) + 1.3), sharey=True, layout="constrained")
+    size = (11.5, 0.26 * len(systems) * len(rows) + 1.3)
+    fig, axes = plt.subplots(1, len(keys), figsize=size, sharey=True, layout="constrained")
     for ax, metric in zip(axes, map(metrics.of, keys)):
         for k, system in enumerate(systems):
+            step = 0.8 / len(systems)
             shape, colour = look(system).marker, look(system).colour or NEUTRAL
             for y, (dataset, attack) in enumerate(rows):
                 here = [r for r in records if (r["dataset"], r["attack"], r["defense"]) == (dataset, attack, system)]
                 values = [metric.factor * r[metric.key] for r in here if r.get(metric.key) is not None]
                 if values:
-                    at = y + 0.2 * (k - (len(systems) - 1) / 2) * 2
-                    ax.barh(at, np.mean(values), height=0.34, color=colour, alpha=0.35)
+                    at = y + step * (k - (len(systems) - 1) / 2)
+                    ax.barh(at, np.mean(values), height=0.85 * step, color=colour, alpha=0.35)
                     ax.plot(values, [at] * len(values), shape, color=colour, markersize=4, clip_on=False)
         top = 100 if metric.unit else 16
         ax.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xticks=(0, top // 2, top))
