@@ -15,9 +15,8 @@
 # the share of them that zero-shot classification (with the prompt ensemble) calls the target. **Targeted.** Of the
 # sixteen planted images, we count how many are called the attacker's class. Images of the target class are not counted.
 #
-# **Read this first.** What follows holds on scenes of glyphs, on which OTCCLIP was tuned. On drawings by other artists it
-# fails at its defaults: it leaves out most clean pairs, and the model hardly learns. The book's page *Three worlds*
-# (`book/results/worlds.md`) has the numbers.
+# What follows is one seed on scenes of glyphs. The book's page *Three worlds* (`book/results/worlds.md`) has drawings by
+# other artists, three seeds, and an earlier OTCCLIP that held on glyphs and failed there.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -73,9 +72,8 @@ if targets:
 
 # %% [markdown]
 # Here is one planted pair, as the models read it: the captions of a pool that are nearest to its image. The undefended
-# model has learned the attacker's class. The defended model finds captions of what the image shows, and the planted
-# caption is far down the list. We chose this pair because its object is easy to see. Of ten planted pairs of this seed,
-# the planted caption was number 1 to 12 on the undefended model and number 13 to 384 on the defended one.
+# model has learned the attacker's class. `otcclip-plus` finds captions of what the image shows, and the planted caption
+# is far down its list. We chose this pair because its object is easy to see.
 
 # %%
 explorer = Explorer(runs, poisoned, manifest=manifest)
@@ -120,12 +118,14 @@ Markdown(records.table(runs.values()))
 # ## Summary
 #
 # - Undefended, both attacks succeed. Zero-shot accuracy stays above 99 %, so accuracy alone raises no alarm.
-# - Under OTCCLIP (our reconstruction) both attacks fail. The table shows the cost: more seconds per epoch, for
-#   transport losses and matching; captions that are found less often (R@1); a weaker probe on digits.
-# - The attacker no longer gets the target class, but about half of the triggered images are still misread. Much of this
-#   is occlusion by the patch: a model that never saw poison misreads 37 to 73 % of them and calls 0.1 % the target
-#   (chapter 5, three seeds).
-# - This is one seed, in the world in which OTCCLIP was tuned. `make figures` runs three seeds, `make worlds` other worlds.
+# - What the abstract says, `otcclip`, weakens both attacks here and stops neither. With ours, `otcclip-plus`, no targeted
+#   image is hit, and few triggered images follow the patch. There are four times as many of them in this set as the
+#   attack needs.
+# - The table shows the cost: more seconds per epoch and more epochs; a weaker probe on digits.
+# - Not to call an image what the attacker wants is not to call it what it shows. Many triggered images are still misread.
+#   Much of this is occlusion by the patch: a model that never saw poison misreads 37 to 73 % of them and calls 0.1 % the
+#   target (chapter 5, three seeds).
+# - This is one seed, in one world. `make figures` runs three seeds, `make worlds` other worlds.
 #
 # ## Exercises
 #
@@ -159,7 +159,7 @@ Markdown(records.table(runs.values()))
 #
 # </details>
 #
-# 3. Raise the BadNets rate until OTCCLIP fails. At which rate does that happen, and which part fails first?
+# 3. Raise the BadNets rate until `otcclip-plus` fails. At which rate does that happen, and which part fails first?
 #
 # <details><summary>Solution</summary>
 #
