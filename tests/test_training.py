@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import otclib
 from otclib import defenses, models, optim, training
+from otclib.defenses import copies
 from otclib.defenses.otcclip import OTCClip
 from otclib.defenses.otcclip_plus import OTCClipPlus
 from otclib.runs import config_of, log_of
@@ -296,6 +297,24 @@ def test_otcclip_plus_judges_when_half_of_the_pairs_have_few_rivals_and_keeps_a_
     assert soon.start == 2
 
 
+def test_two_looks_count_the_rivals_of_the_worse_one(poisoned, small):
+    from accelerate import Accelerator
+
+    trainer = training.Trainer(poisoned[0].select(range(120)), small[0], small[2], Accelerator(cpu=True), seed=0)
+    pool, found = torch.arange(60), {}
+    for blur in (0.0, 0.05):
+        torch.manual_seed(0)
+        found[blur] = OTCClipPlus(blur=blur).rivals(trainer, pool)
+    assert (found[0.05] >= found[0.0]).all() and (found[0.05] > found[0.0]).any()
+
+
+def test_brighter_copies_are_alike_and_other_images_are_not(poisoned):
+    images = otclib.data.image_tensor(poisoned[0].select(range(40)), 64)
+    darker = (images * 0.7 + 20).to(torch.uint8)
+    group = copies.groups(copies.fingerprints(torch.cat([images, darker])), 0.99)
+    assert torch.equal(group[:40], group[40:]) and len(group.unique()) == 40
+
+
 def test_otcclip_plus_draws_one_of_the_copies_of_an_image(poisoned, small):
     from accelerate import Accelerator
 
@@ -304,12 +323,12 @@ def test_otcclip_plus_draws_one_of_the_copies_of_an_image(poisoned, small):
     method = OTCClipPlus()
     method.begin(trainer)
     method.begin_epoch(trainer)
-    copies = {id.rsplit("+", 1)[0]: [] for id, kind in zip(manifest["id"], manifest["kind"]) if kind == "targeted"}
+    copied = {id.rsplit("+", 1)[0]: [] for id, kind in zip(manifest["id"], manifest["kind"]) if kind == "targeted"}
     for row, id in enumerate(table["id"]):
         if "+" in id:
-            copies[id.rsplit("+", 1)[0]].append(row)
-    assert len(copies) > 1 and all(len(rows) > 1 for rows in copies.values())
-    for rows in copies.values():
+            copied[id.rsplit("+", 1)[0]].append(row)
+    assert len(copied) > 1 and all(len(rows) > 1 for rows in copied.values())
+    for rows in copied.values():
         assert int((trainer.caption_of[rows] != defenses.LEFT_OUT).sum()) == 1
     everyone = OTCClipPlus(alike=1.1)
     everyone.begin(trainer)
