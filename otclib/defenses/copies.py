@@ -5,8 +5,9 @@ from an image grows with the number of its copies, so pairs that share an image 
 
 Every image is averaged to 12 x 12 pixels and centred. Two images are alike if these are correlated enough; brightness
 and contrast do not matter. Candidates are found by locality-sensitive hashing (Charikar, STOC 2002): images whose
-random projections have the same signs in one of ``BANDS`` bands are compared with a few neighbours there. So the time
-grows as N log N, and exact copies are always found.
+random projections have the same signs in one of ``BANDS`` bands are compared with ``NEIGHBOURS`` others there. So the
+time grows as N log N. Copies have all signs in common, so they are missed only where many other images share them.
+Images of a single colour are not compared.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ def mean_of_each(group: Tensor, values: Tensor) -> Tensor:
     return (sums / torch.bincount(group))[group]
 
 
-def one_of_each(group: Tensor, among: Tensor, most: int, rng: torch.Generator) -> Tensor:
+def few_of_each(group: Tensor, among: Tensor, most: int, rng: torch.Generator) -> Tensor:
     """Return which images are drawn [N] bool: of every group at most ``most`` of those ``among`` [N] bool, at random.
 
     >>> group, among = torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, False, True])
-    >>> one_of_each(group, among, 1, torch.Generator().manual_seed(0)).tolist()
+    >>> few_of_each(group, among, 1, torch.Generator().manual_seed(0)).tolist()
     [True, False, False, True]
     """
     order = torch.randperm(len(group), generator=rng)

@@ -1,8 +1,7 @@
 """OTCCLIP with what we add: a defence to use, and each addition an option to switch off.
 
 ``otcclip`` re-assigns captions by a model that was trained on the planted pairs like on all others. Here nobody gets
-another caption. The transport distance judges the pairs, early and again, and what it keeps is
-trained on.
+another caption. The transport distance judges the pairs, early and again, and what it keeps is trained on.
 
     warm-up   OTCCLIP's losses on all pairs, until the set can be judged (``ready``)
     judge     then before every ``every``-th epoch: count the rivals of every pair by OTCCLIP's distance, and keep the
@@ -24,8 +23,8 @@ vague, most have many. A pair that is left out teaches the model nothing, so it 
 nearer if not. The share grows as SafeCLIP's safe set does.
 
 *When to judge* (``ready``). The first judgement comes when half of the pairs have fewer than this share of the pool as
-rivals. Before that they are noise, and long after it a trigger has been learned. No label and no knowledge of an attack
-is needed.
+rivals, and when half of the epochs are over at the latest. Before that the ranks are noise, and long after it a trigger
+has been learned. No label and no knowledge of an attack is needed.
 
 *Copies count as one* (``copies``). Images that are alike are judged together, by the mean of their pairs, and one of
 them is drawn in each epoch: what is planted with many captions weighs no more than any other image. If the set has
@@ -60,7 +59,7 @@ class OTCClipPlus(Alignment):
 
     epochs: int = 12
     warmup: int = 2  # epochs before the first judgement, at least
-    ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals
+    ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
@@ -101,20 +100,20 @@ class OTCClipPlus(Alignment):
         """Decide which pairs this epoch is trained on."""
         line: dict[str, float] = {}
         if self.start is None and training.epoch >= self.warmup:
-            pool = self.drawn(training)
+            pool = self.new_pool(training)
             line["rivals"] = float(self.rivals(training, pool, pool).median())
             if line["rivals"] <= self.ready or training.epoch >= self.epochs // 2:
                 self.start = training.epoch
         if self.start is not None and (training.epoch - self.start) % self.every == 0:
             share = min(self.most, self.first + self.grow * (training.epoch - self.start))
-            rivals = self.rivals(training, self.drawn(training))
-            self.near = nearest(copies.mean_of_each(self.group, rivals), share, training.rng)
+            rivals = self.rivals(training, self.new_pool(training))
+            self.near = fewest(copies.mean_of_each(self.group, rivals), share, training.rng)
             line["matched"] = 1
-        drawn = copies.one_of_each(self.group, self.near, self.of_group, training.rng)
+        drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
         return line
 
-    def drawn(self, training: Training) -> Tensor:
+    def new_pool(self, training: Training) -> Tensor:
         """Return the rows of a new pool [P]."""
         return torch.randperm(len(training.caption_of), generator=training.rng)[: self.pool]
 
@@ -149,15 +148,15 @@ class OTCClipPlus(Alignment):
 
 
 def blurred(sigma: float) -> Views:
-    """Return views that show the whole image, blurred by ``sigma`` pixels."""
+    """Return views that show the whole image, blurred by ``sigma`` pixels; half of them are mirrored."""
     return Views(scale=(1.0, 1.0), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=(sigma, sigma))
 
 
-def nearest(rivals: Tensor, share: float, rng: torch.Generator) -> Tensor:
+def fewest(rivals: Tensor, share: float, rng: torch.Generator) -> Tensor:
     """Return which pairs are the ``share`` with the fewest rivals [N]: bool [N]. Ties are broken at random.
 
     >>> rivals = torch.tensor([0.3, 0.0, 1.0, 0.1])
-    >>> nearest(rivals, 0.5, torch.Generator().manual_seed(0)).tolist()
+    >>> fewest(rivals, 0.5, torch.Generator().manual_seed(0)).tolist()
     [False, True, False, True]
     """
     lots = torch.randperm(len(rivals), generator=rng)
