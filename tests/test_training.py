@@ -7,10 +7,11 @@ import torch
 from datasets import Dataset
 from filelock import FileLock
 from safetensors.torch import load_file
+from torchvision.transforms.v2 import functional as tv
 
 import otclib
 from otclib import defenses, models, optim, training
-from otclib.defenses import copies
+from otclib.defenses import copies, otcclip_plus
 from otclib.defenses.otcclip import OTCClip
 from otclib.defenses.otcclip_plus import OTCClipPlus
 from otclib.runs import config_of, log_of
@@ -289,7 +290,7 @@ def test_otcclip_plus_judges_when_half_of_the_pairs_have_few_rivals_and_keeps_a_
     assert ["rivals" in line for line in lines] == [False, False, True, True, True, True, False, False]
     assert method.start == 5, "this model knows nothing, so it waits for half of the epochs"
     assert kept == pytest.approx([1, 1, 1, 1, 1, 0.5, 0.6, 0.65], abs=0.01)
-    assert q == [0, 0, 0, 0, 0, 0.5, 0.5, 0.5]
+    assert q == [0, 0, 0, 0, 0, 1, 1, 1]
     soon = OTCClipPlus(warmup=2, ready=1.0, pool=60)
     soon.begin(trainer)
     for trainer.epoch in range(3):
@@ -297,15 +298,44 @@ def test_otcclip_plus_judges_when_half_of_the_pairs_have_few_rivals_and_keeps_a_
     assert soon.start == 2
 
 
-def test_two_looks_count_the_rivals_of_the_worse_one(poisoned, small):
+class Middle:
+    """Shows the middle of each image, this share of its area."""
+
+    def __init__(self, area):
+        self.area = area
+
+    def draw(self, n):
+        return torch.zeros(n)
+
+    def __call__(self, images, size, draws=None):
+        side = round(images.shape[-1] * self.area**0.5)
+        return tv.resize(tv.center_crop(images, [side, side]), [size, size]).float() / 255
+
+
+def test_two_looks_count_the_rivals_of_the_worse_one(poisoned, small, monkeypatch):
     from accelerate import Accelerator
 
+    monkeypatch.setattr(otcclip_plus, "blurred", lambda sigma, area=1.0: Middle(area))
     trainer = training.Trainer(poisoned[0].select(range(120)), small[0], small[2], Accelerator(cpu=True), seed=0)
-    pool, found = torch.arange(60), {}
-    for blur in (0.0, 0.05):
-        torch.manual_seed(0)
-        found[blur] = OTCClipPlus(blur=blur).rivals(trainer, pool)
-    assert (found[0.05] >= found[0.0]).all() and (found[0.05] > found[0.0]).any()
+    found = {crop: OTCClipPlus(crop=crop).rivals(trainer, torch.arange(60)) for crop in (1.0, 0.5)}
+    assert (found[0.5] >= found[1.0]).all() and (found[0.5] > found[1.0]).any()
+
+
+def test_the_rivals_of_all_judgements_count(poisoned, small, monkeypatch):
+    from accelerate import Accelerator
+
+    trainer = training.Trainer(poisoned[0].select(range(4)), small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClipPlus(warmup=0, ready=1.0, first=0.5, grow=0.0, every=1, alike=1.1, pool=4)
+    counts = iter([[0.5, 0.1, 0.2, 0.9], [0.1, 0.6, 0.3, 0.0]])
+    monkeypatch.setattr(method, "rivals", lambda trainer, pool, rows=None: (
+        torch.zeros(4) if rows is not None else torch.tensor(next(counts))
+    ))  # fmt: skip
+    method.begin(trainer)
+    method.begin_epoch(trainer)
+    assert method.near.tolist() == [False, True, True, False]
+    trainer.epoch = 1
+    method.begin_epoch(trainer)
+    assert method.near.tolist() == [True, False, True, False], "0.6, 0.7, 0.5 and 0.9 in all"
 
 
 def test_brighter_copies_are_alike_and_other_images_are_not(poisoned):

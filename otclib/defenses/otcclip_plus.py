@@ -6,7 +6,7 @@ another caption. The transport distance judges the pairs, early and again, and w
     warm-up   OTCCLIP's losses on all pairs, until the set can be judged (``ready``)
     judge     then before every ``every``-th epoch: count the rivals of every pair by OTCCLIP's distance, and keep the
               share of the pairs with the fewest, which grows from ``first`` to ``most``
-    train     OTCCLIP's losses on what is kept; the rest stays in the batches as negatives
+    train     OTCCLIP's losses on what is kept
 
 Ours
 ----
@@ -15,8 +15,13 @@ the share of its images that are nearer to the caption than its own image, a pai
 the attacks differ. A targeted image is far from its caption as the image sees it: captions of what it shows are nearer.
 A triggered image is far as the caption sees it: images of the caption's own class are nearer.
 
-*Two looks* (``blur``). Many triggers are fine print: a small checkered patch, noise. So the rivals are counted on the
-images as they are and on blurred ones, and the larger count holds. An object survives a little blur.
+*Two looks* (``blur``, ``crop``). Many triggers are fine print: a small checkered patch, noise. So the images are judged
+blurred. And a trigger may explain a caption that is true (label-consistent poison), but it has to lie in view: so the
+rivals are counted on whole images and on a random part of each, and the larger count holds. A new part is drawn for
+every judgement. Most objects survive a little blur, and half of the image.
+
+*All judgements count.* A pair is judged by the sum of the rivals that all judgements have counted. Each has its own
+pool, and the early ones are of a model that has not learned what it should not.
 
 *A share, and not a threshold.* How many rivals a clean pair has depends on the set and on the epoch: where captions are
 vague, most have many. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes
@@ -59,23 +64,25 @@ class OTCClipPlus(Alignment):
 
     epochs: int = 12
     warmup: int = 2  # epochs before the first judgement, at least
-    ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
+    ready: float = 0.1  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
-    most: float = 0.85  # at the most
-    blur: float = 0.015  # sigma of the second look, as a share of the image's side; 0: no second look
-    q: float = 0.5  # robustness of the loss after the warm-up; 0: none
+    most: float = 0.8  # at the most
+    blur: float = 0.015  # sigma of both looks, as a share of the image's side; 0: sharp
+    crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
+    q: float = 1.0  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
+    negatives: bool = False  # what is left out stays in the batches, as negatives only
 
     LOOK: ClassVar[Look] = Look("OTCCLIP plus (ours)", "#009E73", "^")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares = {"first": self.first, "most": self.most, "ready": self.ready}
+        shares = {"first": self.first, "most": self.most, "ready": self.ready, "crop": self.crop}
         if not all(0 < share <= 1 for share in shares.values()) or self.first > self.most or self.grow < 0:
             raise ValueError(
-                f"first, most and ready lie in (0, 1], first is not above most and grow not negative, "
+                f"first, most, ready and crop lie in (0, 1], first is not above most and grow not negative, "
                 f"got {shares} and grow {self.grow}"
             )
         if not 0 <= self.q <= 1 or not self.blur >= 0 or self.pool < 1:
@@ -87,7 +94,8 @@ class OTCClipPlus(Alignment):
         """Find the images that are alike."""
         n = len(training.caption_of)
         self.start: int | None = None  # the epoch of the first judgement
-        self.near = torch.ones(n, dtype=torch.bool)  # by the latest judgement
+        self.counted = torch.zeros(n)  # rivals, over all judgements
+        self.near = torch.ones(n, dtype=torch.bool)  # by these
         self.group, self.of_group = torch.arange(n), 1
         if self.alike <= 1:
             prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)
@@ -106,8 +114,8 @@ class OTCClipPlus(Alignment):
                 self.start = training.epoch
         if self.start is not None and (training.epoch - self.start) % self.every == 0:
             share = min(self.most, self.first + self.grow * (training.epoch - self.start))
-            rivals = self.rivals(training, self.new_pool(training))
-            self.near = fewest(copies.mean_of_each(self.group, rivals), share, training.rng)
+            self.counted += self.rivals(training, self.new_pool(training))
+            self.near = fewest(copies.mean_of_each(self.group, self.counted), share, training.rng)
             line["matched"] = 1
         drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
@@ -120,9 +128,10 @@ class OTCClipPlus(Alignment):
     def rivals(self, training: Training, pool: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the share of the pool that is nearer, max(r, s), of every pair of ``rows`` (default all).
 
-        It is the largest over the looks: the images as they are, and blurred.
+        It is the larger one of two looks: at whole images, and at a part of each.
         """
-        looks = [None, blurred(self.blur * training.sides[0])] if self.blur else [None]
+        sigma = self.blur * training.sides[0]
+        looks = [blurred(sigma), blurred(sigma, self.crop)] if self.crop < 1 else [blurred(sigma)]
         of_pool = [[image for _, image in self.coarse_images(training, pool, look)] for look in looks]
         images = [TokenSets.of(training.gather(parts, len(pool))) for parts in of_pool]
         captions, found = TokenSets.of(training.encode_captions(pool)), []
@@ -135,21 +144,25 @@ class OTCClipPlus(Alignment):
             found.append(torch.stack(ranks).amax(0).cpu())
         return training.gather(found, len(training.caption_of) if rows is None else len(rows))
 
+    def passes(self, training: Training, rows: Tensor) -> list[Tensor]:
+        return [rows] if self.negatives else [rows[training.caption_of[rows] != LEFT_OUT]]
+
     # -- alignment ---------------------------------------------------------------------------------------------------
 
     def robustness(self, training: Training) -> float:
         return self.q if self.start is not None else 0.0
 
     def state(self) -> dict:
-        return {"start": self.start, "near": self.near}
+        return {"start": self.start, "counted": self.counted, "near": self.near}
 
     def restore(self, state: dict) -> None:
-        self.start, self.near = state["start"], state["near"]
+        self.start, self.counted, self.near = state["start"], state["counted"], state["near"]
 
 
-def blurred(sigma: float) -> Views:
-    """Return views that show the whole image, blurred by ``sigma`` pixels; half of them are mirrored."""
-    return Views(scale=(1.0, 1.0), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=(sigma, sigma))
+def blurred(sigma: float, area: float = 1.0) -> Views:
+    """Return views of a part of each image, this share of its area, blurred by ``sigma`` pixels; half are mirrored."""
+    blur = (sigma, sigma) if sigma else None
+    return Views(scale=(area, area), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=blur)
 
 
 def fewest(rivals: Tensor, share: float, rng: torch.Generator) -> Tensor:
