@@ -25,10 +25,9 @@
 # | | `otcclip`: the abstract's parts | `otcclip-plus`: with ours |
 # |---|---|---|
 # | warm-up | two epochs on all pairs | the same, longer if half of the pairs still have more than 10 % of the pool as rivals |
-# | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals, over all judgements, are kept, 4 % more in each epoch, up to 80 % |
+# | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals, over all judgements, are kept, 5 % more in each epoch, up to 80 % |
 # | an image is looked at | as it is | blurred, as a whole and in part: the larger number of rivals counts |
-# | what is left out | stays in the batches, as negatives | is not seen until it is kept |
-# | copies of an image | are pairs like all others | are judged together, and one of them is drawn in each epoch |
+# | copies of an image | are pairs like all others | are judged together, and at most three of them are drawn in each epoch |
 # | loss after the warm-up | CLIP's | robust: improbable pairs weigh less |
 #
 # An image that is left out serves as a negative only. Over a batch, training minimises
@@ -45,7 +44,7 @@
 # | $f_i$, $g_j$ | pooled features of image and caption | `Features.pooled` |
 # | $\langle P_{ij}, C_{ij}\rangle$ | cost of the plan between their tokens, at `reg` | `sinkhorn(...).cost` |
 # | $w$ | weight of the pooled features in the distance | `global_weight` |
-# | 3 %; 60 %, 4 %, 80 %; 10 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`; `ready` |
+# | 3 %; 60 %, 5 %, 80 %; 10 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`; `ready` |
 # | pool | the pairs that every pair is compared with: 512, and 128 in `otcclip-plus` | `pool` |
 # | blurred; in part | by a Gaussian of 1.5 % of the image's side; 9/16 of its area, anywhere | `blur`; `crop` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
@@ -194,7 +193,7 @@ fig.savefig(pictures / "separation.png", dpi=150)
 # <details><summary>Solution</summary>
 #
 # `otclib.train(poisoned, manifest=manifest, defense="otcclip-plus", out="../runs/all", seed=seed, first=1.0, most=1.0)`.
-# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the robust loss
+# No pair is left out, except that at most three copies of an image are drawn in an epoch. What is left is that, the robust loss
 # and the transport losses on all pairs. Compare its ASR with the runs above.
 #
 # </details>

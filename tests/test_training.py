@@ -338,6 +338,16 @@ def test_the_rivals_of_all_judgements_count(poisoned, small, monkeypatch):
     assert method.near.tolist() == [True, False, True, False], "0.6, 0.7, 0.5 and 0.9 in all"
 
 
+def test_what_is_left_out_is_a_negative_unless_told_otherwise(poisoned, small):
+    from accelerate import Accelerator
+
+    trainer = training.Trainer(poisoned[0].select(range(8)), small[0], small[2], Accelerator(cpu=True), seed=0)
+    trainer.caption_of[[2, 5]] = defenses.LEFT_OUT
+    rows = torch.tensor([7, 5, 2, 0])
+    assert [part.tolist() for part in OTCClipPlus().passes(trainer, rows)] == [[7, 5, 2, 0]]
+    assert [part.tolist() for part in OTCClipPlus(negatives=False).passes(trainer, rows)] == [[7, 0]]
+
+
 def test_brighter_copies_are_alike_and_other_images_are_not(poisoned):
     images = otclib.data.image_tensor(poisoned[0].select(range(40)), 64)
     darker = (images * 0.7 + 20).to(torch.uint8)
@@ -345,21 +355,22 @@ def test_brighter_copies_are_alike_and_other_images_are_not(poisoned):
     assert torch.equal(group[:40], group[40:]) and len(group.unique()) == 40
 
 
-def test_otcclip_plus_draws_one_of_the_copies_of_an_image(poisoned, small):
+def test_otcclip_plus_draws_few_of_the_copies_of_an_image(poisoned, small):
     from accelerate import Accelerator
 
     table, manifest = poisoned
     trainer = training.Trainer(table, small[0], small[2], Accelerator(cpu=True), seed=0)
-    method = OTCClipPlus()
-    method.begin(trainer)
-    method.begin_epoch(trainer)
     copied = {id.rsplit("+", 1)[0]: [] for id, kind in zip(manifest["id"], manifest["kind"]) if kind == "targeted"}
     for row, id in enumerate(table["id"]):
         if "+" in id:
             copied[id.rsplit("+", 1)[0]].append(row)
     assert len(copied) > 1 and all(len(rows) > 1 for rows in copied.values())
-    for rows in copied.values():
-        assert int((trainer.caption_of[rows] != defenses.LEFT_OUT).sum()) == 1
+    for repeat in (1, 2):
+        method = OTCClipPlus(repeat=repeat)
+        method.begin(trainer)
+        method.begin_epoch(trainer)
+        for rows in copied.values():
+            assert int((trainer.caption_of[rows] != defenses.LEFT_OUT).sum()) == repeat
     everyone = OTCClipPlus(alike=1.1)
     everyone.begin(trainer)
     everyone.begin_epoch(trainer)

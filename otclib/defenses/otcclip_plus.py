@@ -6,7 +6,7 @@ another caption. The transport distance judges the pairs, early and again, and w
     warm-up   OTCCLIP's losses on all pairs, until the set can be judged (``ready``)
     judge     then before every ``every``-th epoch: count the rivals of every pair by OTCCLIP's distance, and keep the
               share of the pairs with the fewest, which grows from ``first`` to ``most``
-    train     OTCCLIP's losses on what is kept
+    train     OTCCLIP's losses on what is kept; the rest stays in the batches as negatives
 
 Ours
 ----
@@ -21,7 +21,8 @@ rivals are counted on whole images and on a random part of each, and the larger 
 every judgement. Most objects survive a little blur, and half of the image.
 
 *All judgements count.* A pair is judged by the sum of the rivals that all judgements have counted. Each has its own
-pool, and the early ones are of a model that has not learned what it should not.
+pool, and the early ones are of a model that has not learned what it should not. The last one comes when the share has
+grown to ``most``.
 
 *A share, and not a threshold.* How many rivals a clean pair has depends on the set and on the epoch: where captions are
 vague, most have many. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes
@@ -31,9 +32,9 @@ nearer if not. The share grows as SafeCLIP's safe set does.
 rivals, and when half of the epochs are over at the latest. Before that the ranks are noise, and long after it a trigger
 has been learned. No label and no knowledge of an attack is needed.
 
-*Copies count as one* (``copies``). Images that are alike are judged together, by the mean of their pairs, and one of
-them is drawn in each epoch: what is planted with many captions weighs no more than any other image. If the set has
-several captions for a usual image, as many are drawn.
+*Copies count as few* (``copies``). Images that are alike are judged together, by the mean of their pairs, and at most
+``repeat`` of them are drawn in each epoch: what is planted with many captions weighs little more than any other image.
+If the set has several captions for a usual image, as many are drawn.
 
 *A robust loss* (``q``) after the warm-up. A planted pair that is kept contradicts what its image shows, so its
 probability p under the batch's softmax is small. Every pair is weighted by p^q (``losses.symmetric_cross_entropy``). In
@@ -67,13 +68,14 @@ class OTCClipPlus(Alignment):
     ready: float = 0.1  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
-    grow: float = 0.04  # more in every epoch
-    most: float = 0.8  # at the most
+    grow: float = 0.05  # more in every epoch
+    most: float = 0.8  # at the most; then nothing is judged any more
     blur: float = 0.015  # sigma of both looks, as a share of the image's side; 0: sharp
     crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
     q: float = 1.0  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
-    negatives: bool = False  # what is left out stays in the batches, as negatives only
+    repeat: int = 3  # copies of an image that an epoch sees at most, or as many as a usual image has
+    negatives: bool = True  # what is left out stays in the batches, as negatives only
 
     LOOK: ClassVar[Look] = Look("OTCCLIP plus (ours)", "#009E73", "^")
 
@@ -85,22 +87,24 @@ class OTCClipPlus(Alignment):
                 f"first, most, ready and crop lie in (0, 1], first is not above most and grow not negative, "
                 f"got {shares} and grow {self.grow}"
             )
-        if not 0 <= self.q <= 1 or not self.blur >= 0 or self.pool < 1:
+        if not 0 <= self.q <= 1 or not self.blur >= 0 or self.pool < 1 or self.repeat < 1:
             raise ValueError(
-                f"q lies in [0, 1], blur is not negative and pool at least 1, got {self.q}, {self.blur} and {self.pool}"
+                f"q lies in [0, 1], blur is not negative, pool and repeat are at least 1, "
+                f"got {self.q}, {self.blur}, {self.pool} and {self.repeat}"
             )
 
     def begin(self, training: Training) -> None:
         """Find the images that are alike."""
         n = len(training.caption_of)
         self.start: int | None = None  # the epoch of the first judgement
+        self.share = 0.0  # of the pairs, that the latest judgement kept
         self.counted = torch.zeros(n)  # rivals, over all judgements
         self.near = torch.ones(n, dtype=torch.bool)  # by these
-        self.group, self.of_group = torch.arange(n), 1
+        self.group, self.seen = torch.arange(n), n
         if self.alike <= 1:
             prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)
             self.group = copies.groups(prints, self.alike)
-            self.of_group = int(torch.bincount(self.group).median())
+            self.seen = max(self.repeat, int(torch.bincount(self.group).median()))
 
     # -- judgement ---------------------------------------------------------------------------------------------------
 
@@ -112,12 +116,12 @@ class OTCClipPlus(Alignment):
             line["rivals"] = float(self.rivals(training, pool, pool).median())
             if line["rivals"] <= self.ready or training.epoch >= self.epochs // 2:
                 self.start = training.epoch
-        if self.start is not None and (training.epoch - self.start) % self.every == 0:
-            share = min(self.most, self.first + self.grow * (training.epoch - self.start))
+        if self.start is not None and (training.epoch - self.start) % self.every == 0 and self.share < self.most:
+            self.share = min(self.most, self.first + self.grow * (training.epoch - self.start))
             self.counted += self.rivals(training, self.new_pool(training))
-            self.near = fewest(copies.mean_of_each(self.group, self.counted), share, training.rng)
+            self.near = fewest(copies.mean_of_each(self.group, self.counted), self.share, training.rng)
             line["matched"] = 1
-        drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
+        drawn = copies.few_of_each(self.group, self.near, self.seen, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
         return line
 
@@ -153,10 +157,11 @@ class OTCClipPlus(Alignment):
         return self.q if self.start is not None else 0.0
 
     def state(self) -> dict:
-        return {"start": self.start, "counted": self.counted, "near": self.near}
+        return {"start": self.start, "share": self.share, "counted": self.counted, "near": self.near}
 
     def restore(self, state: dict) -> None:
-        self.start, self.counted, self.near = state["start"], state["counted"], state["near"]
+        self.start, self.share = state["start"], state["share"]
+        self.counted, self.near = state["counted"], state["near"]
 
 
 def blurred(sigma: float, area: float = 1.0) -> Views:
