@@ -27,7 +27,7 @@
 # | warm-up | two epochs on all pairs | the same, longer if half of the pairs still have more than 10 % of the pool as rivals |
 # | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals, over all judgements, are kept, 5 % more in each epoch, up to 80 % |
 # | an image is looked at | as it is | blurred, as a whole and in part: the larger number of rivals counts |
-# | copies of an image | are pairs like all others | are judged together, and at most three of them are drawn in each epoch |
+# | copies of an image | are pairs like all others | are judged together, and one of them is drawn in each epoch |
 # | loss after the warm-up | CLIP's | robust: improbable pairs weigh less |
 #
 # An image that is left out serves as a negative only. Over a batch, training minimises
@@ -193,7 +193,7 @@ fig.savefig(pictures / "separation.png", dpi=150)
 # <details><summary>Solution</summary>
 #
 # `otclib.train(poisoned, manifest=manifest, defense="otcclip-plus", out="../runs/all", seed=seed, first=1.0, most=1.0)`.
-# No pair is left out, except that at most three copies of an image are drawn in an epoch. What is left is that, the robust loss
+# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the robust loss
 # and the transport losses on all pairs. Compare its ASR with the runs above.
 #
 # </details>

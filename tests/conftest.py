@@ -17,7 +17,8 @@ def cache(tmp_path_factory):
     """The tests draw their own scenes: nothing of the user's cache is read or written."""
     os.environ["OTCLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
 
 
 @pytest.fixture(scope="session", autouse=True)

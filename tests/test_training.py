@@ -355,7 +355,7 @@ def test_brighter_copies_are_alike_and_other_images_are_not(poisoned):
     assert torch.equal(group[:40], group[40:]) and len(group.unique()) == 40
 
 
-def test_otcclip_plus_draws_few_of_the_copies_of_an_image(poisoned, small):
+def test_otcclip_plus_draws_one_of_the_copies_of_an_image(poisoned, small):
     from accelerate import Accelerator
 
     table, manifest = poisoned
@@ -365,12 +365,11 @@ def test_otcclip_plus_draws_few_of_the_copies_of_an_image(poisoned, small):
         if "+" in id:
             copied[id.rsplit("+", 1)[0]].append(row)
     assert len(copied) > 1 and all(len(rows) > 1 for rows in copied.values())
-    for repeat in (1, 2):
-        method = OTCClipPlus(repeat=repeat)
-        method.begin(trainer)
-        method.begin_epoch(trainer)
-        for rows in copied.values():
-            assert int((trainer.caption_of[rows] != defenses.LEFT_OUT).sum()) == repeat
+    method = OTCClipPlus()
+    method.begin(trainer)
+    method.begin_epoch(trainer)
+    for rows in copied.values():
+        assert int((trainer.caption_of[rows] != defenses.LEFT_OUT).sum()) == 1
     everyone = OTCClipPlus(alike=1.1)
     everyone.begin(trainer)
     everyone.begin_epoch(trainer)

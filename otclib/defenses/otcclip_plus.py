@@ -32,9 +32,9 @@ nearer if not. The share grows as SafeCLIP's safe set does.
 rivals, and when half of the epochs are over at the latest. Before that the ranks are noise, and long after it a trigger
 has been learned. No label and no knowledge of an attack is needed.
 
-*Copies count as few* (``copies``). Images that are alike are judged together, by the mean of their pairs, and at most
-``repeat`` of them are drawn in each epoch: what is planted with many captions weighs little more than any other image.
-If the set has several captions for a usual image, as many are drawn.
+*Copies count as one* (``copies``). Images that are alike are judged together, by the mean of their pairs, and one of
+them is drawn in each epoch: what is planted with many captions weighs no more than any other image. If the set has
+several captions for a usual image, as many are drawn.
 
 *A robust loss* (``q``) after the warm-up. A planted pair that is kept contradicts what its image shows, so its
 probability p under the batch's softmax is small. Every pair is weighted by p^q (``losses.symmetric_cross_entropy``). In
@@ -74,7 +74,6 @@ class OTCClipPlus(Alignment):
     crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
     q: float = 1.0  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
-    repeat: int = 3  # copies of an image that an epoch sees at most, or as many as a usual image has
     negatives: bool = True  # what is left out stays in the batches, as negatives only
 
     LOOK: ClassVar[Look] = Look("OTCCLIP plus (ours)", "#009E73", "^")
@@ -87,10 +86,9 @@ class OTCClipPlus(Alignment):
                 f"first, most, ready and crop lie in (0, 1], first is not above most and grow not negative, "
                 f"got {shares} and grow {self.grow}"
             )
-        if not 0 <= self.q <= 1 or not self.blur >= 0 or self.pool < 1 or self.repeat < 1:
+        if not 0 <= self.q <= 1 or not self.blur >= 0 or self.pool < 1:
             raise ValueError(
-                f"q lies in [0, 1], blur is not negative, pool and repeat are at least 1, "
-                f"got {self.q}, {self.blur}, {self.pool} and {self.repeat}"
+                f"q lies in [0, 1], blur is not negative and pool at least 1, got {self.q}, {self.blur} and {self.pool}"
             )
 
     def begin(self, training: Training) -> None:
@@ -100,11 +98,11 @@ class OTCClipPlus(Alignment):
         self.share = 0.0  # of the pairs, that the latest judgement kept
         self.counted = torch.zeros(n)  # rivals, over all judgements
         self.near = torch.ones(n, dtype=torch.bool)  # by these
-        self.group, self.seen = torch.arange(n), n
+        self.group, self.of_group = torch.arange(n), 1
         if self.alike <= 1:
             prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)
             self.group = copies.groups(prints, self.alike)
-            self.seen = max(self.repeat, int(torch.bincount(self.group).median()))
+            self.of_group = int(torch.bincount(self.group).median())
 
     # -- judgement ---------------------------------------------------------------------------------------------------
 
@@ -121,7 +119,7 @@ class OTCClipPlus(Alignment):
             self.counted += self.rivals(training, self.new_pool(training))
             self.near = fewest(copies.mean_of_each(self.group, self.counted), self.share, training.rng)
             line["matched"] = 1
-        drawn = copies.few_of_each(self.group, self.near, self.seen, training.rng)
+        drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
         return line
 
