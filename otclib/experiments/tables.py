@@ -258,8 +258,17 @@ def tuning_table(records: list[dict]) -> str:
             ", ".join(kept),
             f"{100 * r['clean_kept']:.0f}",
         ]
-        rows.append([r["variant"], r["dataset"], planted_pairs, *cells, " and ".join(probes)])
-    heads = ["system", "data set", "planted, pairs", "zero-shot, %", "ASR, %", "targets", "kept, %", "clean kept, %"]
+        rows.append([r["variant"], f"{r['dataset']}, {r['seed']}", planted_pairs, *cells, " and ".join(probes)])
+    heads = [
+        "system",
+        "data set, seed",
+        "planted, pairs",
+        "zero-shot, %",
+        "ASR, %",
+        "targets",
+        "kept, %",
+        "clean kept, %",
+    ]
     return f"{markdown(rows, [*heads, 'digits and letters, %'], left=3)}\n\nMade by {made_by(records)}."
 
 
