@@ -1,6 +1,7 @@
 """The loop and the run folder: what is written, what is resumed, what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from otclib import defenses, models, optim, training
 from otclib.defenses import copies, otcclip_plus
 from otclib.defenses.otcclip import OTCClip
 from otclib.defenses.otcclip_plus import OTCClipPlus
+from otclib.defenses.views import WEAK
 from otclib.runs import config_of, log_of
 from otclib.training import journal, side_by_side
 from otclib.training.monitoring import Captions, spoken
@@ -290,7 +292,7 @@ def test_otcclip_plus_judges_when_half_of_the_pairs_have_few_rivals_and_keeps_a_
     assert ["rivals" in line for line in lines] == [False, False, True, True, True, True, False, False]
     assert method.start == 5, "this model knows nothing, so it waits for half of the epochs"
     assert kept == pytest.approx([1, 1, 1, 1, 1, 0.5, 0.6, 0.65], abs=0.01)
-    assert q == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert q == [0, 0, 0, 0, 0, 0.5, 0.5, 0.5]
     soon = OTCClipPlus(warmup=2, ready=1.0, pool=60)
     soon.begin(trainer)
     for trainer.epoch in range(3):
@@ -321,12 +323,12 @@ def test_two_looks_count_the_rivals_of_the_worse_one(poisoned, small, monkeypatc
     assert (found[0.5] >= found[1.0]).all() and (found[0.5] > found[1.0]).any()
 
 
-def test_the_rivals_of_all_judgements_count(poisoned, small, monkeypatch):
+def test_each_judgement_counts_twice_the_one_before(poisoned, small, monkeypatch):
     from accelerate import Accelerator
 
     trainer = training.Trainer(poisoned[0].select(range(4)), small[0], small[2], Accelerator(cpu=True), seed=0)
     method = OTCClipPlus(warmup=0, ready=1.0, first=0.5, grow=0.0, every=1, alike=1.1, pool=4)
-    counts = iter([[0.5, 0.1, 0.2, 0.9], [0.1, 0.6, 0.3, 0.0]])
+    counts = iter([[0.5, 0.1, 0.2, 0.9], [0.3, 0.5, 0.3, 0.0]])
     monkeypatch.setattr(method, "rivals", lambda trainer, pool, rows=None: (
         torch.zeros(4) if rows is not None else torch.tensor(next(counts))
     ))  # fmt: skip
@@ -335,7 +337,38 @@ def test_the_rivals_of_all_judgements_count(poisoned, small, monkeypatch):
     assert method.near.tolist() == [False, True, True, False]
     trainer.epoch = 1
     method.begin_epoch(trainer)
-    assert method.near.tolist() == [True, False, True, False], "0.6, 0.7, 0.5 and 0.9 in all"
+    assert method.near.tolist() == [False, False, True, True], "0.55, 0.55, 0.4 and 0.45 in all"
+
+
+def test_views_of_doubtful_pairs_are_blurred_and_those_of_the_others_are_not(poisoned, small):
+    images = otclib.data.image_tensor(poisoned[0].select(range(6)), 64)
+    sure = torch.tensor([True, False, True, False, False, True])
+    seen = []
+    for views in (
+        WEAK,
+        otcclip_plus.Softened(sure, 0.05),
+        otcclip_plus.Softened(torch.ones(6, dtype=torch.bool), 0.05),
+    ):
+        torch.manual_seed(0)
+        seen.append(views(images, 48))
+    weak, some, none = seen
+    assert torch.equal(weak, none) and torch.allclose(weak[sure], some[sure], atol=1e-6)
+    edges = [(x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))[~sure] for x in (weak, some)]
+    assert (edges[1] < 0.8 * edges[0]).all()
+
+
+def test_the_last_pairs_that_are_kept_are_doubtful(poisoned, small, monkeypatch):
+    from accelerate import Accelerator
+
+    trainer = training.Trainer(poisoned[0].select(range(10)), small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClipPlus(warmup=0, ready=1.0, first=0.8, most=0.8, sharp=0.5, alike=1.1, pool=4)
+    counts = torch.linspace(0, 0.9, 10)
+    monkeypatch.setattr(method, "rivals", lambda trainer, pool, rows=None: counts if rows is None else counts[rows] * 0)
+    method.begin(trainer)
+    method.begin_epoch(trainer)
+    assert method.near.tolist() == [True] * 8 + [False] * 2 and method.sure.tolist() == [True] * 5 + [False] * 5
+    batch = SimpleNamespace(row=torch.tensor([0, 7, 4]))
+    assert method.views(batch).draw(3).sigma.tolist() == pytest.approx([0, method.blur, 0])
 
 
 def test_what_is_left_out_is_a_negative_unless_told_otherwise(poisoned, small):

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from otclib import losses, matching
 from otclib.defenses.base import LEFT_OUT, Augment, Batch, Defense, Look, Training
+from otclib.defenses.views import WEAK
 from otclib.matching import Ranking
 from otclib.models import Features
 
@@ -153,7 +154,7 @@ class Alignment(Defense):
             yield some, losses.coarse(image)
 
     def loss(self, training: Training, batch: Batch) -> dict[str, Tensor]:
-        image, text = training.towers(training.view(batch), batch.text)
+        image, text = training.towers(training.view(batch, self.views(batch)), batch.text)
         who: dict[str, Any] = {"same": batch.caption_id, "positive": batch.positive}
         how = who | {"q": self.robustness(training), "bias": training.bias}
         parts = {"contrastive": losses.contrastive(image.pooled, text.pooled, training.scale, **how)}
@@ -170,6 +171,10 @@ class Alignment(Defense):
             each = [losses.intra_modal(x, y, training.scale, self.reg, self.intra_by) for x, y in two]
             parts["intra"] = self.intra * (each[0] + each[1]) / 2
         return parts
+
+    def views(self, batch: Batch) -> Augment:
+        """Return the views of a batch's images."""
+        return WEAK
 
     def robustness(self, training: Training) -> float:
         """Return q of the robust contrastive loss in this epoch; 0 is CLIP's own."""

@@ -18,15 +18,18 @@ A triggered image is far as the caption sees it: images of the caption's own cla
 *Two looks* (``blur``, ``crop``). Many triggers are fine print: a small checkered patch, noise. So the images are judged
 blurred. And a trigger may explain a caption that is true (label-consistent poison), but it has to lie in view: so the
 rivals are counted on whole images and on a random part of each, and the larger count holds. A new part is drawn for
-every judgement. Most objects survive a little blur, and half of the image.
+every judgement. Most objects survive a little blur, and three quarters of the image.
 
-*All judgements count.* A pair is judged by the sum of the rivals that all judgements have counted. Each has its own
-pool, and the early ones are of a model that has not learned what it should not. The last one comes when the share has
-grown to ``most``.
+*All judgements count*, each twice the one before. Each has its own pool and its own parts of the images. The early ones
+are of a model that knows less of the objects, and less of the triggers.
 
 *A share, and not a threshold.* How many rivals a clean pair has depends on the set and on the epoch: where captions are
 vague, most have many. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes
 nearer if not. The share grows as SafeCLIP's safe set does.
+
+*What is doubtful is seen blurred* (``sharp``). The last pairs that are kept hold most of the planted ones that are, and
+clean pairs from which there is much to learn. In training their views are blurred, as are those of negatives: what an
+object looks like can be learned from them, what a fine trigger looks like cannot.
 
 *When to judge* (``ready``). The first judgement comes when half of the pairs have fewer than this share of the pool as
 rivals, and when half of the epochs are over at the latest. Before that the ranks are noise, and long after it a trigger
@@ -43,7 +46,7 @@ the warm-up it only slows: the model knows nothing yet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -51,9 +54,9 @@ from torch import Tensor
 
 from otclib import matching
 from otclib.defenses import copies
-from otclib.defenses.base import LEFT_OUT, Look, Training
+from otclib.defenses.base import LEFT_OUT, Augment, Batch, Look, Training
 from otclib.defenses.otcclip import Alignment
-from otclib.defenses.views import Views
+from otclib.defenses.views import WEAK, Draws, Views
 from otclib.matching import TokenSets
 
 SOLVED = 0.2  # share of the pool, the nearest by a bound, among which a pair is ranked: farther pairs are equally far
@@ -68,11 +71,12 @@ class OTCClipPlus(Alignment):
     ready: float = 0.1  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
-    grow: float = 0.05  # more in every epoch
-    most: float = 0.8  # at the most; then nothing is judged any more
-    blur: float = 0.015  # sigma of both looks, as a share of the image's side; 0: sharp
-    crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
-    q: float = 1.0  # robustness of the loss after the warm-up; 0: none
+    grow: float = 0.04  # more in every epoch
+    most: float = 0.9  # at the most
+    sharp: float = 0.7  # share of the pairs that is seen sharp; the rest of what is kept is seen blurred
+    blur: float = 0.015  # sigma of both looks and of these views, as a share of the image's side; 0: sharp
+    crop: float = 0.75  # share of the area that the second look shows, anywhere; 1: no second look
+    q: float = 0.5  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
     negatives: bool = True  # what is left out stays in the batches, as negatives only
 
@@ -80,10 +84,11 @@ class OTCClipPlus(Alignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares = {"first": self.first, "most": self.most, "ready": self.ready, "crop": self.crop}
+        names = ("first", "most", "sharp", "ready", "crop")
+        shares = {name: getattr(self, name) for name in names}
         if not all(0 < share <= 1 for share in shares.values()) or self.first > self.most or self.grow < 0:
             raise ValueError(
-                f"first, most, ready and crop lie in (0, 1], first is not above most and grow not negative, "
+                f"{', '.join(names)} lie in (0, 1], first is not above most and grow not negative, "
                 f"got {shares} and grow {self.grow}"
             )
         if not 0 <= self.q <= 1 or not self.blur >= 0 or self.pool < 1:
@@ -95,9 +100,8 @@ class OTCClipPlus(Alignment):
         """Find the images that are alike."""
         n = len(training.caption_of)
         self.start: int | None = None  # the epoch of the first judgement
-        self.share = 0.0  # of the pairs, that the latest judgement kept
         self.counted = torch.zeros(n)  # rivals, over all judgements
-        self.near = torch.ones(n, dtype=torch.bool)  # by these
+        self.near = self.sure = torch.ones(n, dtype=torch.bool)  # by these
         self.group, self.of_group = torch.arange(n), 1
         if self.alike <= 1:
             prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)
@@ -114,10 +118,11 @@ class OTCClipPlus(Alignment):
             line["rivals"] = float(self.rivals(training, pool, pool).median())
             if line["rivals"] <= self.ready or training.epoch >= self.epochs // 2:
                 self.start = training.epoch
-        if self.start is not None and (training.epoch - self.start) % self.every == 0 and self.share < self.most:
-            self.share = min(self.most, self.first + self.grow * (training.epoch - self.start))
-            self.counted += self.rivals(training, self.new_pool(training))
-            self.near = fewest(copies.mean_of_each(self.group, self.counted), self.share, training.rng)
+        if self.start is not None and (training.epoch - self.start) % self.every == 0:
+            share = min(self.most, self.first + self.grow * (training.epoch - self.start))
+            self.counted = self.counted / 2 + self.rivals(training, self.new_pool(training))
+            self.near = fewest(copies.mean_of_each(self.group, self.counted), share, training.rng)
+            self.sure = fewest(copies.mean_of_each(self.group, self.counted), min(share, self.sharp), training.rng)
             line["matched"] = 1
         drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
@@ -151,15 +156,36 @@ class OTCClipPlus(Alignment):
 
     # -- alignment ---------------------------------------------------------------------------------------------------
 
+    def views(self, batch: Batch) -> Augment:
+        return Softened(self.sure[batch.row.cpu()], self.blur)
+
     def robustness(self, training: Training) -> float:
         return self.q if self.start is not None else 0.0
 
     def state(self) -> dict:
-        return {"start": self.start, "share": self.share, "counted": self.counted, "near": self.near}
+        return {"start": self.start, "counted": self.counted, "near": self.near, "sure": self.sure}
 
     def restore(self, state: dict) -> None:
-        self.start, self.share = state["start"], state["share"]
-        self.counted, self.near = state["counted"], state["near"]
+        self.start, self.counted = state["start"], state["counted"]
+        self.near, self.sure = state["near"], state["sure"]
+
+
+@dataclass
+class Softened:
+    """The weak views; those of pairs that are not ``sure`` [B] bool are blurred by this share of their side."""
+
+    sure: Tensor
+    share: float
+
+    def draw(self, n: int) -> Draws:
+        draws = WEAK.draw(n)
+        draws.sigma = torch.where(self.sure, 0.0, self.share)
+        return draws
+
+    def __call__(self, images: Tensor, size: int, draws: Draws | None = None) -> Tensor:
+        draws = self.draw(len(images)) if draws is None else draws
+        sigma = None if draws.sigma is None or not draws.sigma.any() else draws.sigma * size
+        return WEAK(images, size, replace(draws, sigma=sigma))
 
 
 def blurred(sigma: float, area: float = 1.0) -> Views:
