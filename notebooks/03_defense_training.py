@@ -46,7 +46,7 @@
 # | $w$ | weight of the pooled features in the distance | `global_weight` |
 # | 3 %; 60 %, 4 %, 90 %, 70 %; 10 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`, `sharp`; `ready` |
 # | pool | the pairs that every pair is compared with: 512, and 128 in `otcclip-plus` | `pool` |
-# | blurred; in part | by a Gaussian of 1.5 % of the image's side; 3/4 of its area, anywhere | `blur`; `crop` |
+# | blurred; in part | by a Gaussian of 1.5 % of the image's side; 9/16 of its area, anywhere | `blur`; `crop` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
 # | $s$ | CLIP's learned scale, the inverse of its temperature | `training.scale` |
 # | $q$ | how strongly improbable pairs are weighted down: 0 in `otcclip` and in the warm-up, 0.5 after that of `otcclip-plus` | `q` |

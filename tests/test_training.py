@@ -323,12 +323,12 @@ def test_two_looks_count_the_rivals_of_the_worse_one(poisoned, small, monkeypatc
     assert (found[0.5] >= found[1.0]).all() and (found[0.5] > found[1.0]).any()
 
 
-def test_each_judgement_counts_twice_the_one_before(poisoned, small, monkeypatch):
+def test_the_rivals_of_all_judgements_count(poisoned, small, monkeypatch):
     from accelerate import Accelerator
 
     trainer = training.Trainer(poisoned[0].select(range(4)), small[0], small[2], Accelerator(cpu=True), seed=0)
     method = OTCClipPlus(warmup=0, ready=1.0, first=0.5, grow=0.0, every=1, alike=1.1, pool=4)
-    counts = iter([[0.5, 0.1, 0.2, 0.9], [0.3, 0.5, 0.3, 0.0]])
+    counts = iter([[0.5, 0.1, 0.2, 0.9], [0.1, 0.6, 0.3, 0.0]])
     monkeypatch.setattr(method, "rivals", lambda trainer, pool, rows=None: (
         torch.zeros(4) if rows is not None else torch.tensor(next(counts))
     ))  # fmt: skip
@@ -337,7 +337,7 @@ def test_each_judgement_counts_twice_the_one_before(poisoned, small, monkeypatch
     assert method.near.tolist() == [False, True, True, False]
     trainer.epoch = 1
     method.begin_epoch(trainer)
-    assert method.near.tolist() == [False, False, True, True], "0.55, 0.55, 0.4 and 0.45 in all"
+    assert method.near.tolist() == [True, False, True, False], "0.6, 0.7, 0.5 and 0.9 in all"
 
 
 def test_views_of_doubtful_pairs_are_blurred_and_those_of_the_others_are_not(poisoned, small):

@@ -18,10 +18,10 @@ A triggered image is far as the caption sees it: images of the caption's own cla
 *Two looks* (``blur``, ``crop``). Many triggers are fine print: a small checkered patch, noise. So the images are judged
 blurred. And a trigger may explain a caption that is true (label-consistent poison), but it has to lie in view: so the
 rivals are counted on whole images and on a random part of each, and the larger count holds. A new part is drawn for
-every judgement. Most objects survive a little blur, and three quarters of the image.
+every judgement. Most objects survive a little blur, and half of the image.
 
-*All judgements count*, each twice the one before. Each has its own pool and its own parts of the images. The early ones
-are of a model that knows less of the objects, and less of the triggers.
+*All judgements count.* A pair is judged by the sum of the rivals that all judgements have counted. Each has its own
+pool and its own parts of the images. The early ones are of a model that knows less of the objects, and of the triggers.
 
 *A share, and not a threshold.* How many rivals a clean pair has depends on the set and on the epoch: where captions are
 vague, most have many. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes
@@ -75,7 +75,7 @@ class OTCClipPlus(Alignment):
     most: float = 0.9  # at the most
     sharp: float = 0.7  # share of the pairs that is seen sharp; the rest of what is kept is seen blurred
     blur: float = 0.015  # sigma of both looks and of these views, as a share of the image's side; 0: sharp
-    crop: float = 0.75  # share of the area that the second look shows, anywhere; 1: no second look
+    crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
     q: float = 0.5  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
     negatives: bool = True  # what is left out stays in the batches, as negatives only
@@ -120,7 +120,7 @@ class OTCClipPlus(Alignment):
                 self.start = training.epoch
         if self.start is not None and (training.epoch - self.start) % self.every == 0:
             share = min(self.most, self.first + self.grow * (training.epoch - self.start))
-            self.counted = self.counted / 2 + self.rivals(training, self.new_pool(training))
+            self.counted += self.rivals(training, self.new_pool(training))
             self.near = fewest(copies.mean_of_each(self.group, self.counted), share, training.rng)
             self.sure = fewest(copies.mean_of_each(self.group, self.counted), min(share, self.sharp), training.rng)
             line["matched"] = 1
