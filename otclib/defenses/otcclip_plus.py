@@ -72,7 +72,7 @@ class OTCClipPlus(Alignment):
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
-    most: float = 0.9  # at the most
+    most: float = 0.8  # at the most
     sharp: float = 0.7  # share of the pairs that is seen sharp; the rest of what is kept is seen blurred
     blur: float = 0.015  # sigma of both looks and of these views, as a share of the image's side; 0: sharp
     crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
