@@ -182,7 +182,8 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #   knows the trigger.
 # - A pair must be near from both sides. Captions of other images reveal a targeted pair, and images of other captions
 #   reveal a triggered one.
-# - Blurring an image removes fine print and leaves its objects. What is a copy counts once.
+# - Blurring an image removes fine print and leaves its objects. So pairs are judged blurred, and from the doubtful ones
+#   the model learns only what it sees blurred. What is a copy counts once.
 # - A pair that is left out teaches the model nothing. If it was clean, the model learns its words elsewhere, and the pair
 #   is kept later. If it was planted, it stays far.
 #
@@ -193,8 +194,8 @@ fig.savefig(pictures / "separation.png", dpi=150)
 # <details><summary>Solution</summary>
 #
 # `otclib.train(poisoned, manifest=manifest, defense="otcclip-plus", out="../runs/all", seed=seed, first=1.0, most=1.0)`.
-# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the robust loss
-# and the transport losses on all pairs. Compare its ASR with the runs above.
+# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the blur on the
+# 30 % with the most rivals, the robust loss and the transport losses. Compare its ASR with the runs above.
 #
 # </details>
 #

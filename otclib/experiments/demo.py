@@ -126,9 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--world", choices=data.DRAWN, default="scenes", help="the drawn set of the story")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--fast", action="store_true")
-    p.add_argument(
-        "--publish", action="store_true", help="copy the executed notebooks and their figures to the repository"
-    )
+    p.add_argument("--publish", action="store_true", help="copy the executed notebooks to the repository")
     p.add_argument("--only", metavar="NOTEBOOK", help="execute this one where it lies, and nothing else")
     a = p.parse_args(arguments)
     if a.only:
