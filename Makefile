@@ -34,13 +34,11 @@ WORLD = scenes
 demo: setup  # WORLD=emoji-scenes or WORLD=emoji: on drawings by six artists, which npm fetches
 	$(BIN)/python -m otclib.experiments.demo --world $(WORLD) --out runs/demo$(patsubst %,-%,$(filter-out scenes,$(WORLD)))
 
-# two files of tests at a time
-TEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 test: .venv/.test  # what is quick: no notebook, no browser, no whole table
-	$(TEST) -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"  # two files at a time
 
 test-slow: .venv/.test .venv/.book .venv/.batch .venv/.cluster  # the rest
-	$(TEST) -m slow
+	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
 
