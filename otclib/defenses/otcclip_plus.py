@@ -18,7 +18,7 @@ A triggered image is far as the caption sees it: images of the caption's own cla
 *Two looks* (``blur``, ``crop``). Many triggers are fine print: a small checkered patch, noise. So the images are judged
 blurred. And a trigger may explain a caption that is true (label-consistent poison), but it has to lie in view: so the
 rivals are counted on whole images and on a random part of each, and the larger count holds. A new part is drawn for
-every judgement. Most objects survive a little blur, and half of the image.
+every judgement. Most objects survive a little blur, and the loss of half of the image.
 
 *All judgements count.* A pair is judged by the sum of the rivals that all judgements have counted. Each has its own
 pool and its own parts of the images. The early ones are of a model that knows less of the objects, and of the triggers.
@@ -121,8 +121,9 @@ class OTCClipPlus(Alignment):
         if self.start is not None and (training.epoch - self.start) % self.every == 0:
             share = min(self.most, self.first + self.grow * (training.epoch - self.start))
             self.counted += self.rivals(training, self.new_pool(training))
-            self.near = fewest(copies.mean_of_each(self.group, self.counted), share, training.rng)
-            self.sure = fewest(copies.mean_of_each(self.group, self.counted), min(share, self.sharp), training.rng)
+            counted = copies.mean_of_each(self.group, self.counted)
+            self.near = fewest(counted, share, training.rng)
+            self.sure = fewest(counted, min(share, self.sharp), training.rng)
             line["matched"] = 1
         drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
