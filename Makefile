@@ -13,7 +13,7 @@ PINS = --constraint constraints.txt
 install = $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $(PINS) \
 	--editable '.[$(1)]' | { grep --line-buffered -oE '$(BIG)' || true; }
 
-.PHONY: setup demo test test-slow test-all deps lint explorer book figures table ablation controls dose worlds batch bench throughput clean
+.PHONY: setup demo test test-slow test-all deps lint explorer book figures table ablation controls dose worlds six batch bench throughput clean
 
 setup: .venv/.ready  # what the demo, the notebooks and the explorer need; the other commands add their own tools
 
@@ -80,7 +80,7 @@ table: .venv/.batch  # every system against every attack, three seeds: 5 hours o
 ablation: .venv/.batch  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores
 	$(GRID) workflow/ablation.yaml && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
-controls: .venv/.batch  # OTCCLIP plus with each part missing or done otherwise, in two worlds, three seeds: 90 runs
+controls: .venv/.batch  # OTCCLIP plus with each part missing or done otherwise, in two worlds, three seeds: 102 runs
 	$(GRID) workflow/controls.yaml
 
 dose: .venv/.batch  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
@@ -88,6 +88,9 @@ dose: .venv/.batch  # the undefended model on more and more poison, three seeds:
 
 worlds: .venv/.batch  # both systems in three worlds, at the least dose of each and at twice that, three seeds: an hour with bf16
 	$(GRID) workflow/worlds.yaml
+
+six: .venv/.batch  # six attacks in one set, undefended and by OTCCLIP plus, in two worlds, three seeds: an hour with bf16
+	$(GRID) workflow/six.yaml
 
 batch: .venv/.batch  # chapter 6 for every data set, attack, system and seed of workflow/batch.yaml
 	$(GRID) workflow/batch.yaml

@@ -10,7 +10,7 @@ import otclib
 from otclib import defenses, training
 from otclib.defenses import copies, otcclip_plus
 from otclib.defenses.otcclip import OTCClip
-from otclib.defenses.otcclip_plus import OTCClipPlus
+from otclib.defenses.otcclip_plus import OTCClipPlus, Softened
 from otclib.defenses.views import WEAK
 from otclib.training.monitoring import Captions
 
@@ -164,7 +164,7 @@ class Middle:
 def test_two_looks_count_the_rivals_of_the_worse_one(poisoned, small, monkeypatch):
     from accelerate import Accelerator
 
-    monkeypatch.setattr(otcclip_plus, "blurred", lambda sigma, area=1.0: Middle(area))
+    monkeypatch.setattr(otcclip_plus, "blurred", lambda share, area=1.0: Middle(area))
     trainer = training.Trainer(poisoned[0].select(range(120)), small[0], small[2], Accelerator(cpu=True), seed=0)
     found = {crop: OTCClipPlus(crop=crop).rivals(trainer, torch.arange(60)) for crop in (1.0, 0.5)}
     assert (found[0.5] >= found[1.0]).all() and (found[0.5] > found[1.0]).any()
@@ -191,11 +191,7 @@ def test_views_of_doubtful_pairs_are_blurred_and_those_of_the_others_are_not(poi
     images = otclib.data.image_tensor(poisoned[0].select(range(6)), 64)
     sure = torch.tensor([True, False, True, False, False, True])
     seen = []
-    for views in (
-        WEAK,
-        otcclip_plus.Softened(sure, 0.05),
-        otcclip_plus.Softened(torch.ones(6, dtype=torch.bool), 0.05),
-    ):
+    for views in (WEAK, Softened(sure=sure, share=0.05), Softened(sure=sure | True, share=0.05)):
         torch.manual_seed(0)
         seen.append(views(images, 48))
     weak, some, none = seen

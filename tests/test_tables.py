@@ -249,3 +249,16 @@ def test_differences_are_of_the_same_seeds():
     said = [line.split(", on the same")[0] for line in page.splitlines() if " minus " in line]
     labels = [look(name).label for name in ("clip", "otcclip", "roclip")]
     assert said == [f"{labels[k]} minus {labels[j]}" for j, k in ((0, 1), (0, 2), (1, 2))], "each minus all before it"
+
+
+def test_several_attacks_of_one_set_have_a_row_each():
+    counts = {"poison_count/badnets": 91, "poison_count/targeted": 176, "rate": 0.02, "attack": "six"}
+    runs = [
+        counts | {"defense": defense, "seed": k, "dataset": "scenes", "attack_success_rate/badnets": rate + k / 100}
+        for defense, rate in (("clip", 0.9), ("otcclip-plus", 0.0))
+        for k in range(2)
+    ]
+    runs[3] |= {"targets_hit": 3, "targets": 16}
+    page = tables.each_attack(runs)
+    assert "| scenes | badnets | 91 | 90.5 (90.0 to 91.0) | 0.5 (0.0 to 1.0) |" in page
+    assert "| scenes | targeted | 176 | | 3" in page and "minus CLIP" in page

@@ -46,7 +46,7 @@ the warm-up it only slows: the model knows nothing yet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +56,7 @@ from otclib import matching
 from otclib.defenses import copies
 from otclib.defenses.base import LEFT_OUT, Augment, Batch, Look, Training
 from otclib.defenses.otcclip import Alignment
-from otclib.defenses.views import WEAK, Draws, Views
+from otclib.defenses.views import Draws, Views
 from otclib.matching import TokenSets
 
 SOLVED = 0.2  # share of the pool, the nearest by a bound, among which a pair is ranked: farther pairs are equally far
@@ -73,7 +73,7 @@ class OTCClipPlus(Alignment):
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
     most: float = 0.8  # at the most
-    sharp: float = 0.7  # share of the pairs that is seen sharp; the rest of what is kept is seen blurred
+    sharp: float = 0.7  # share of the pairs that is seen sharp; the rest of what is kept, and negatives, are blurred
     blur: float = 0.015  # sigma of both looks and of these views, as a share of the image's side; 0: sharp
     crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
     q: float = 0.5  # robustness of the loss after the warm-up; 0: none
@@ -122,8 +122,9 @@ class OTCClipPlus(Alignment):
             share = min(self.most, self.first + self.grow * (training.epoch - self.start))
             self.counted += self.rivals(training, self.new_pool(training))
             counted = copies.mean_of_each(self.group, self.counted)
-            self.near = fewest(counted, share, training.rng)
-            self.sure = fewest(counted, min(share, self.sharp), training.rng)
+            place = places(counted, training.rng)
+            self.near = place < round(share * len(place))
+            self.sure = place < round(min(share, self.sharp) * len(place))
             line["matched"] = 1
         drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
@@ -138,8 +139,7 @@ class OTCClipPlus(Alignment):
 
         It is the larger one of two looks: at whole images, and at a part of each.
         """
-        sigma = self.blur * training.sides[0]
-        looks = [blurred(sigma), blurred(sigma, self.crop)] if self.crop < 1 else [blurred(sigma)]
+        looks = [blurred(self.blur, area) for area in sorted({1.0, self.crop})]
         of_pool = [[image for _, image in self.coarse_images(training, pool, look)] for look in looks]
         images = [TokenSets.of(training.gather(parts, len(pool))) for parts in of_pool]
         captions, found = TokenSets.of(training.encode_captions(pool)), []
@@ -158,7 +158,7 @@ class OTCClipPlus(Alignment):
     # -- alignment ---------------------------------------------------------------------------------------------------
 
     def views(self, batch: Batch) -> Augment:
-        return Softened(self.sure[batch.row.cpu()], self.blur)
+        return Softened(sure=self.sure[batch.row.cpu()], share=self.blur)
 
     def robustness(self, training: Training) -> float:
         return self.q if self.start is not None else 0.0
@@ -171,39 +171,28 @@ class OTCClipPlus(Alignment):
         self.near, self.sure = state["near"], state["sure"]
 
 
-@dataclass
-class Softened:
-    """The weak views; those of pairs that are not ``sure`` [B] bool are blurred by this share of their side."""
+@dataclass(frozen=True)
+class Softened(Views):
+    """The weak views, but those of pairs that are not ``sure`` [B] bool are blurred by this ``share`` of their side."""
 
-    sure: Tensor
-    share: float
+    sure: Tensor = field(kw_only=True)
+    share: float = field(kw_only=True)
 
     def draw(self, n: int) -> Draws:
-        draws = WEAK.draw(n)
-        draws.sigma = torch.where(self.sure, 0.0, self.share)
-        return draws
-
-    def __call__(self, images: Tensor, size: int, draws: Draws | None = None) -> Tensor:
-        draws = self.draw(len(images)) if draws is None else draws
-        sigma = None if draws.sigma is None or not draws.sigma.any() else draws.sigma * size
-        return WEAK(images, size, replace(draws, sigma=sigma))
+        return replace(super().draw(n), sigma=None if self.sure.all() else torch.where(self.sure, 0.0, self.share))
 
 
-def blurred(sigma: float, area: float = 1.0) -> Views:
-    """Return views of a part of each image, this share of its area, blurred by ``sigma`` pixels; half are mirrored."""
-    blur = (sigma, sigma) if sigma else None
+def blurred(share: float, area: float = 1.0) -> Views:
+    """Return views of a part of each image, this share of its area, blurred by a share of the side; half mirrored."""
+    blur = (share, share) if share else None
     return Views(scale=(area, area), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=blur)
 
 
-def fewest(rivals: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Return which pairs are the ``share`` with the fewest rivals [N]: bool [N]. Ties are broken at random.
+def places(rivals: Tensor, rng: torch.Generator) -> Tensor:
+    """Return the place of each pair by its rivals [N], 0 for the fewest: int [N]. Ties are broken at random.
 
-    >>> rivals = torch.tensor([0.3, 0.0, 1.0, 0.1])
-    >>> fewest(rivals, 0.5, torch.Generator().manual_seed(0)).tolist()
-    [False, True, False, True]
+    >>> places(torch.tensor([0.3, 0.0, 1.0, 0.1]), torch.Generator().manual_seed(0)).tolist()
+    [2, 0, 3, 1]
     """
     lots = torch.randperm(len(rivals), generator=rng)
-    order = lots[rivals[lots].argsort(stable=True)]
-    near = torch.zeros(len(rivals), dtype=torch.bool)
-    near[order[: round(share * len(rivals))]] = True
-    return near
+    return lots[rivals[lots].argsort(stable=True)].argsort()

@@ -59,7 +59,7 @@ class RoCLIP(Defense):
 
     def begin(self, training: Training) -> None:
         self.bank = Bank(max(1, round(self.pool * len(training.pairs))), self.legacy)
-        self.view = published_view(training.size, self.legacy)
+        self.view = published_view(self.legacy)
 
     def matches(self, epoch: int) -> bool:
         """Return whether this epoch (counted from 0) is a matching epoch."""

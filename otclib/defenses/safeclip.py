@@ -77,7 +77,7 @@ class SafeCLIP(Defense):
     def begin(self, training: Training) -> None:
         size = max(1, round(self.bank * len(training.pairs)))
         self.images, self.captions = Bank(size, self.legacy), Bank(size, self.legacy)
-        self.view = published_view(training.size, self.legacy)
+        self.view = published_view(self.legacy)
 
     def begin_epoch(self, training: Training) -> dict:
         if not self.selecting(training):

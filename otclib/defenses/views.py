@@ -37,7 +37,7 @@ class Draws:
     saturation: Tensor
     grey: Tensor  # bool
     turn: Tensor  # of the hue, as a share of the circle
-    sigma: Tensor | None  # of the blur
+    sigma: Tensor | None  # of the blur, as a share of the view's side
 
     def __getitem__(self, rows: slice) -> Draws:
         some: dict[str, Any] = {name: None if value is None else value[rows] for name, value in vars(self).items()}
@@ -57,7 +57,7 @@ class Views:
     brightness, contrast, saturation : each factor lies within this of 1. Contrast is about the image's mean grey.
     hue : the largest turn in either direction, as a share of the circle, about the axis of greys (a rotation in YIQ).
     jitter, grey : the share of views whose colours are changed, and the share that becomes grey.
-    blur : the range of a Gaussian's sigma, in pixels of the view, or None.
+    blur : the range of a Gaussian's sigma, as a share of the view's side, or None.
     """
 
     scale: tuple[float, float] = (0.8, 1.0)
@@ -92,7 +92,7 @@ class Views:
         x = self.crops(images, size, draws)
         matrix, offset = self.colours(x, draws)
         x = torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view(x.shape)
-        return x if draws.sigma is None else blurred(x, draws.sigma.to(x.device))
+        return x if draws.sigma is None else blurred(x, size * draws.sigma.to(x.device))
 
     def crops(self, images: Tensor, size: int, draws: Draws) -> Tensor:
         """Return a part of every image, perhaps mirrored, at ``size`` by bilinear interpolation."""
@@ -161,14 +161,13 @@ class AutoAugmented:
 WEAK = Views()
 
 
-def published_view(size: int, legacy: bool = False) -> Views:
+def published_view(legacy: bool = False) -> Views:
     """Return the views that RoCLIP and SafeCLIP train on (utils/augment_image.py in both published codes).
 
-    These are flips, crops, colour jitter in 80 %, grey in 20 %, and always a blur (21 px wide at 224, sigma up to 2 px
-    there). Only the crops differ from the published ones: they show 60 to 100 % of the image.
+    These are flips, crops, colour jitter in 80 %, grey in 20 %, and always a blur (21 px wide, sigma up to 2 px, of
+    224). Only the crops differ from the published ones: they show 60 to 100 % of the image.
     With ``legacy`` they show 8 to 100 %, torchvision's default, which a glyph of an embedded scene seldom survives.
     """
-    part = size / 224
     return Views(
         scale=(0.08 if legacy else 0.6, 1.0),
         ratio=(3 / 4, 4 / 3),
@@ -178,5 +177,5 @@ def published_view(size: int, legacy: bool = False) -> Views:
         hue=0.1,
         jitter=0.8,
         grey=0.2,
-        blur=(0.1 * part, 2.0 * part),
+        blur=(0.1 / 224, 2.0 / 224),
     )

@@ -36,6 +36,7 @@ PAGES: dict[str, tuple[str, Callable, Callable | None]] = {
     "dose": ("dose", tables.dose_table, figures.dose),
     "tuning": ("tuning", tables.tuning_table, None),
     "worlds": ("worlds", tables.worlds_table, figures.worlds),
+    "six": ("six", tables.each_attack, None),
 }
 
 

@@ -156,6 +156,21 @@ def worlds_table(records: list[dict]) -> str:
     return "\n\n".join([*parts, f"Made by {made_by(records)}."])
 
 
+def each_attack(records: list[dict]) -> str:
+    """Return Markdown tables of what each of several attacks in one set got, and then those of ``worlds_table``."""
+    defenses, rows = order(records, "defense"), []
+    for dataset in order(records, "dataset"):
+        here = select(records, dataset=dataset)
+        for kind in (key.split("/")[1] for key in here[0] if key.startswith("poison_count/")):
+            metric = metrics.of("targets_hit" if kind == "targeted" else f"attack_success_rate/{kind}")
+            pairs = metrics.summary(sorted({r[f"poison_count/{kind}"] for r in here}), digits=0)
+            cells = [measured(metric, select(here, defense=defense)) for defense in defenses]
+            rows.append([dataset, kind, pairs, *cells])
+    heads = ["data set", "attack", "pairs", *(look(defense).label for defense in defenses)]
+    said = "Success of each attack: ASR in %, of the targeted one the targets hit of 16. Mean and range over seeds."
+    return "\n\n".join([said, explained(markdown(rows, heads, left=2)), "The runs as a whole:", worlds_table(records)])
+
+
 def differences_table(records: list[dict], defense: str, other: str, keys: Sequence[str]) -> str:
     """Return a Markdown table of one system minus another on the same seeds, for each data set and attack.
 
