@@ -164,10 +164,22 @@ class Middle:
 def test_two_looks_count_the_rivals_of_the_worse_one(poisoned, small, monkeypatch):
     from accelerate import Accelerator
 
-    monkeypatch.setattr(otcclip_plus, "blurred", lambda share, area=1.0: Middle(area))
+    monkeypatch.setattr(otcclip_plus, "blurred", lambda share: Middle(0.5 if share else 1.0))
     trainer = training.Trainer(poisoned[0].select(range(120)), small[0], small[2], Accelerator(cpu=True), seed=0)
-    found = {crop: OTCClipPlus(crop=crop).rivals(trainer, torch.arange(60)) for crop in (1.0, 0.5)}
-    assert (found[0.5] >= found[1.0]).all() and (found[0.5] > found[1.0]).any()
+    found = {blur: OTCClipPlus(blur=blur).rivals(trainer, torch.arange(60)) for blur in (0.0, 0.01)}
+    assert (found[0.01] >= found[0.0]).all() and (found[0.01] > found[0.0]).any()
+
+
+@pytest.mark.parametrize("sharp", [0.7, 1.0])
+def test_all_is_seen_blurred_until_it_is_judged(poisoned, small, sharp):
+    from accelerate import Accelerator
+
+    trainer = training.Trainer(poisoned[0].select(range(4)), small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClipPlus(sharp=sharp)
+    method.begin(trainer)
+    method.begin_epoch(trainer)
+    sigma = method.views(SimpleNamespace(row=torch.arange(4))).draw(4).sigma
+    assert sigma is None if sharp == 1 else sigma.tolist() == pytest.approx([method.blur] * 4)
 
 
 def test_the_rivals_of_all_judgements_count(poisoned, small, monkeypatch):

@@ -3,7 +3,7 @@
 ``otcclip`` re-assigns captions by a model that was trained on the planted pairs like on all others. Here nobody gets
 another caption. The transport distance judges the pairs, early and again, and what it keeps is trained on.
 
-    warm-up   OTCCLIP's losses on all pairs, until the set can be judged (``ready``)
+    warm-up   OTCCLIP's losses on all pairs, seen blurred, until the set can be judged (``ready``)
     judge     then before every ``every``-th epoch: count the rivals of every pair by OTCCLIP's distance, and keep the
               share of the pairs with the fewest, which grows from ``first`` to ``most``
     train     OTCCLIP's losses on what is kept; the rest stays in the batches as negatives
@@ -15,21 +15,22 @@ the share of its images that are nearer to the caption than its own image, a pai
 the attacks differ. A targeted image is far from its caption as the image sees it: captions of what it shows are nearer.
 A triggered image is far as the caption sees it: images of the caption's own class are nearer.
 
-*Two looks* (``blur``, ``crop``). Many triggers are fine print: a small checkered patch, noise. So the images are judged
-blurred. And a trigger may explain a caption that is true (label-consistent poison), but it has to lie in view: so the
-rivals are counted on whole images and on a random part of each, and the larger count holds. A new part is drawn for
-every judgement. Most objects survive a little blur, and the loss of half of the image.
+*Learned blurred, judged sharp* (``blur``). A model that was trained on a trigger finds a planted pair as good as any
+other. But what it learned of the trigger is how it looked in training. So the images of the warm-up are blurred a
+little: most objects survive that, and of a trigger the model learns the blurred image. In sharp images it then knows
+the objects, and no longer the trigger. Later it has seen sharp triggers, too, if some pairs with one were kept. So the
+rivals are counted on sharp and on blurred images, and the larger count holds.
 
-*All judgements count.* A pair is judged by the sum of the rivals that all judgements have counted. Each has its own
-pool and its own parts of the images. The early ones are of a model that knows less of the objects, and of the triggers.
+*All judgements count.* A pair is judged by the sum of the rivals that all judgements have counted, each with a pool of
+its own. The early ones are of a model that knows less of the objects, and of the triggers.
 
 *A share, and not a threshold.* How many rivals a clean pair has depends on the set and on the epoch: where captions are
 vague, most have many. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes
 nearer if not. The share grows as SafeCLIP's safe set does.
 
-*What is doubtful is seen blurred* (``sharp``). The last pairs that are kept hold most of the planted ones that are, and
-clean pairs from which there is much to learn. In training their views are blurred, as are those of negatives: what an
-object looks like can be learned from them, what a fine trigger looks like cannot.
+*What is doubtful stays blurred* (``sharp``). The last pairs that are kept hold most of the planted ones that are, and
+clean pairs from which there is much to learn. In training they are seen blurred, as in the warm-up, and so is what is
+left out.
 
 *When to judge* (``ready``). The first judgement comes when half of the pairs have fewer than this share of the pool as
 rivals, and when half of the epochs are over at the latest. Before that the ranks are noise, and long after it a trigger
@@ -73,9 +74,10 @@ class OTCClipPlus(Alignment):
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
     most: float = 0.8  # at the most
-    sharp: float = 0.7  # share of the pairs that is seen sharp; the rest of what is kept, and negatives, are blurred
-    blur: float = 0.015  # sigma of both looks and of these views, as a share of the image's side; 0: sharp
-    crop: float = 0.5625  # share of the area that the second look shows, anywhere; 1: no second look
+    sharp: float = (
+        0.7  # share of the pairs that is seen sharp, once they are judged; all others are seen blurred; 1: all
+    )
+    blur: float = 0.015  # sigma of these views, and of the second look, as a share of the image's side; 0: no blur
     q: float = 0.5  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
     negatives: bool = True  # what is left out stays in the batches, as negatives only
@@ -84,7 +86,7 @@ class OTCClipPlus(Alignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = ("first", "most", "sharp", "ready", "crop")
+        names = ("first", "most", "sharp", "ready")
         shares = {name: getattr(self, name) for name in names}
         if not all(0 < share <= 1 for share in shares.values()) or self.first > self.most or self.grow < 0:
             raise ValueError(
@@ -101,7 +103,8 @@ class OTCClipPlus(Alignment):
         n = len(training.caption_of)
         self.start: int | None = None  # the epoch of the first judgement
         self.counted = torch.zeros(n)  # rivals, over all judgements
-        self.near = self.sure = torch.ones(n, dtype=torch.bool)  # by these
+        self.near = torch.ones(n, dtype=torch.bool)  # by these
+        self.sure = torch.full((n,), self.sharp == 1)
         self.group, self.of_group = torch.arange(n), 1
         if self.alike <= 1:
             prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)
@@ -124,7 +127,7 @@ class OTCClipPlus(Alignment):
             counted = copies.mean_of_each(self.group, self.counted)
             place = places(counted, training.rng)
             self.near = place < round(share * len(place))
-            self.sure = place < round(min(share, self.sharp) * len(place))
+            self.sure = place < round(self.sharp * len(place))
             line["matched"] = 1
         drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
@@ -137,9 +140,9 @@ class OTCClipPlus(Alignment):
     def rivals(self, training: Training, pool: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the share of the pool that is nearer, max(r, s), of every pair of ``rows`` (default all).
 
-        It is the larger one of two looks: at whole images, and at a part of each.
+        It is the larger one of two looks, at sharp and at blurred images.
         """
-        looks = [blurred(self.blur, area) for area in sorted({1.0, self.crop})]
+        looks = [blurred(share) for share in sorted({0.0, self.blur})]
         of_pool = [[image for _, image in self.coarse_images(training, pool, look)] for look in looks]
         images = [TokenSets.of(training.gather(parts, len(pool))) for parts in of_pool]
         captions, found = TokenSets.of(training.encode_captions(pool)), []
@@ -179,13 +182,14 @@ class Softened(Views):
     share: float = field(kw_only=True)
 
     def draw(self, n: int) -> Draws:
-        return replace(super().draw(n), sigma=None if self.sure.all() else torch.where(self.sure, 0.0, self.share))
+        sigma = torch.where(self.sure, 0.0, self.share)
+        return replace(super().draw(n), sigma=sigma if sigma.any() else None)
 
 
-def blurred(share: float, area: float = 1.0) -> Views:
-    """Return views of a part of each image, this share of its area, blurred by a share of the side; half mirrored."""
+def blurred(share: float) -> Views:
+    """Return views of whole images, blurred by this share of their side; half of them are mirrored."""
     blur = (share, share) if share else None
-    return Views(scale=(area, area), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=blur)
+    return Views(scale=(1.0, 1.0), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=blur)
 
 
 def places(rivals: Tensor, rng: torch.Generator) -> Tensor:
