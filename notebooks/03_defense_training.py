@@ -24,9 +24,9 @@
 #
 # | | `otcclip`: the abstract's parts | `otcclip-plus`: with ours |
 # |---|---|---|
-# | warm-up | two epochs on all pairs | the same, longer if half of the pairs still have more than 10 % of the pool as rivals |
-# | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals are kept, 4 % more in each epoch, up to 80 %; the last of them, beyond 70 %, are seen blurred |
-# | an image is looked at | as it is | blurred, as a whole and in part: the larger number of rivals counts |
+# | warm-up | two epochs on all pairs | the same on blurred images, longer if half of the pairs still have more than 10 % of the pool as rivals |
+# | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals are kept, 4 % more in each epoch, up to 80 %; all but the nearest 70 % are still seen blurred |
+# | an image is judged | as it is | as it is, and blurred: the larger number of rivals counts |
 # | copies of an image | are pairs like all others | are judged together, and one of them is drawn in each epoch |
 # | loss after the warm-up | CLIP's | robust: improbable pairs weigh less |
 #
@@ -46,7 +46,7 @@
 # | $w$ | weight of the pooled features in the distance | `global_weight` |
 # | 3 %; 60 %, 4 %, 80 %, 70 %; 10 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`, `sharp`; `ready` |
 # | pool | the pairs that every pair is compared with: 512, and 128 in `otcclip-plus` | `pool` |
-# | blurred; in part | by a Gaussian of 1.5 % of the image's side; 9/16 of its area, anywhere | `blur`; `crop` |
+# | blurred | by a Gaussian of 1.5 % of the image's side | `blur` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
 # | $s$ | CLIP's learned scale, the inverse of its temperature | `training.scale` |
 # | $q$ | how strongly improbable pairs are weighted down: 0 in `otcclip` and in the warm-up, 0.5 after that of `otcclip-plus` | `q` |
@@ -182,8 +182,9 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #   knows the trigger.
 # - A pair must be near from both sides. Captions of other images reveal a targeted pair, and images of other captions
 #   reveal a triggered one.
-# - Blurring an image removes fine print and leaves its objects. So pairs are judged blurred, and from the doubtful ones
-#   the model learns only what it sees blurred. What is a copy counts once.
+# - What a model knows of a trigger is how the trigger looked in training. So `otcclip-plus` learns from blurred images
+#   until it has judged them, and it judges them sharp: it knows the objects in them, and not the trigger. What is
+#   doubtful it goes on to see blurred. What is a copy counts once.
 # - A pair that is left out teaches the model nothing. If it was clean, the model learns its words elsewhere, and the pair
 #   is kept later. If it was planted, it stays far.
 #
@@ -194,8 +195,9 @@ fig.savefig(pictures / "separation.png", dpi=150)
 # <details><summary>Solution</summary>
 #
 # `otclib.train(poisoned, manifest=manifest, defense="otcclip-plus", out="../runs/all", seed=seed, first=1.0, most=1.0)`.
-# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the blur on the
-# 30 % with the most rivals, the robust loss and the transport losses. Compare its ASR with the runs above.
+# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the blur in the
+# warm-up and later on the 30 % with the most rivals, the robust loss and the transport losses. Compare its ASR with the
+# runs above.
 #
 # </details>
 #
@@ -209,12 +211,13 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #
 # </details>
 #
-# 3. Train with `blur=0.0`: sharp looks. Which attack gains by it, and at which dose?
+# 3. Train with `sharp=1.0`: nothing is blurred in training, and pairs are still judged by both looks. Which attack
+#    gains by it?
 #
 # <details><summary>Solution</summary>
 #
-# Compare `poison_kept/badnets` and `poison_kept/targeted` in the two `metrics.json`, then plant more BadNets pairs and
-# compare again. On drawings by five artists (`emoji-scenes`, seed 11, 182 triggered pairs) the nearest 60 % after two
-# epochs hold 12 % of them as they are, and 1 % blurred.
+# Compare `attack_success_rate` and `poison_kept/badnets` in the two `metrics.json`, after each epoch in `log.jsonl`. Then
+# plant `blended` pairs. Their noise is learned in two epochs where it is seen sharp: on drawings by five artists
+# (`emoji-scenes`, seed 0, 32 pairs) its ASR was 71 % then, and 9 % on seed 12 where the warm-up was blurred.
 #
 # </details>
