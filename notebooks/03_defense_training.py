@@ -24,7 +24,7 @@
 #
 # | | `otcclip`: the abstract's parts | `otcclip-plus`: with ours |
 # |---|---|---|
-# | warm-up | two epochs on all pairs | the same on blurred images, longer if half of the pairs still have more than 10 % of the pool as rivals |
+# | warm-up | two epochs on all pairs | the same on blurred images, longer if half of the pairs still have more than 6.5 % of the pool as rivals |
 # | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals are kept, 4 % more in each epoch, up to 80 %; all but the nearest 70 % are still seen blurred |
 # | an image is judged | as it is | as it is, and blurred: the larger number of rivals counts |
 # | copies of an image | are pairs like all others | are judged together, and one of them is drawn in each epoch |
@@ -44,7 +44,7 @@
 # | $f_i$, $g_j$ | pooled features of image and caption | `Features.pooled` |
 # | $\langle P_{ij}, C_{ij}\rangle$ | cost of the plan between their tokens, at `reg` | `sinkhorn(...).cost` |
 # | $w$ | weight of the pooled features in the distance | `global_weight` |
-# | 3 %; 60 %, 4 %, 80 %, 70 %; 10 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`, `sharp`; `ready` |
+# | 3 %; 60 %, 4 %, 80 %, 70 %; 6.5 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`, `sharp`; `ready` |
 # | pool | the pairs that every pair is compared with: 512, and 128 in `otcclip-plus` | `pool` |
 # | blurred | by a Gaussian of 1.5 % of the image's side | `blur` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |

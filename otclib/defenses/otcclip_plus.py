@@ -69,7 +69,7 @@ class OTCClipPlus(Alignment):
 
     epochs: int = 12
     warmup: int = 2  # epochs before the first judgement, at least
-    ready: float = 0.1  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
+    ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
@@ -104,7 +104,7 @@ class OTCClipPlus(Alignment):
         self.start: int | None = None  # the epoch of the first judgement
         self.counted = torch.zeros(n)  # rivals, over all judgements
         self.near = torch.ones(n, dtype=torch.bool)  # by these
-        self.sure = torch.full((n,), self.sharp == 1)
+        self.sure = torch.zeros(n, dtype=torch.bool)
         self.group, self.of_group = torch.arange(n), 1
         if self.alike <= 1:
             prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)

@@ -3,6 +3,7 @@
 python -m otclib.experiments.pages            # all of them
 python -m otclib.experiments.pages ablation   # of one record
 python -m otclib.experiments.pages options    # of the options of the defences, which has no record
+python -m otclib.experiments.pages readme     # the README's table, from figures/six.json
 """
 
 from __future__ import annotations
@@ -48,15 +49,19 @@ def recorded(folder: Path = FIGURES) -> list[str]:
 def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
     """Draw a record's picture into ``folder``, beside the record, and write its text into its page.
 
-    ``options`` is no record: its page is made from the defences.
+    Two are no records: ``options``, whose page is made from the defences, and ``readme``, the table of the README.
     """
     if record == "options":
         return into_page("options", options_table(), book)
+    if record == "readme":
+        return into_page("README", tables.headline(json.loads((folder / "six.json").read_text())), ROOT)
     page, text, draw = PAGES[record]
     records = json.loads((folder / f"{record}.json").read_text())
     if draw:
         draw(records).savefig(folder / f"{'comparison' if record == 'seeds' else record}.png", dpi=150)
     into_page(page, text(records), book)
+    if record == "six" and book == BOOK:
+        publish("readme", folder)
 
 
 def into_page(name: str, text: str, book: Path = BOOK) -> None:
@@ -74,5 +79,5 @@ def into_page(name: str, text: str, book: Path = BOOK) -> None:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or [*recorded(), "options"]:
+    for each in sys.argv[1:] or [*recorded(), "options", "readme"]:
         publish(each)

@@ -78,6 +78,7 @@ DIFFERENCES = (
     "image_to_text_recall_at_1",
     "plan_pointing_accuracy",
 )
+HEADLINE = ("zero_shot_top1", "image_to_text_recall_at_1", "linear_probe/digits", "core_seconds_per_epoch")
 CONTROLS = tuple(key for key in DIFFERENCES if key != "image_to_text_recall_at_1")
 
 
@@ -169,6 +170,15 @@ def each_attack(records: list[dict]) -> str:
     heads = ["data set", "attack", "pairs", *(look(defense).label for defense in defenses)]
     said = "Success of each attack: ASR in %, of the targeted one the targets hit of 16. Mean and range over seeds."
     return "\n\n".join([said, explained(markdown(rows, heads, left=2)), "The runs as a whole:", worlds_table(records)])
+
+
+def headline(records: list[dict], dataset: str = "emoji-scenes") -> str:
+    """Return the README's Markdown table: what several attacks in one set got, and what a defence cost."""
+    here = select(records, dataset=dataset)
+    kinds = [key.split("/")[1] for key in here[0] if key.startswith("poison_count/")]
+    attacks = [f"attack_success_rate/{kind}" for kind in kinds if kind != "targeted"]
+    columns = {look(defense).label: select(here, defense=defense) for defense in order(here, "defense")}
+    return explained(metric_table(columns, [*attacks, "targets_hit", *HEADLINE]))
 
 
 def differences_table(records: list[dict], defense: str, other: str, keys: Sequence[str]) -> str:
