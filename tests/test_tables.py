@@ -264,12 +264,3 @@ def test_several_attacks_of_one_set_have_a_row_each():
     assert "| scenes | targeted | 176 | | 3" in page and "minus CLIP" in page
     short = tables.headline(runs, "scenes")
     assert "badnets, % | 90.5 (90.0 to 91.0) | 0.5 (0.0 to 1.0) |" in short and "targeted/" not in short
-
-
-@pytest.mark.parametrize("record", pages.recorded())
-def test_the_book_shows_the_committed_records(record):
-    page, text, _ = pages.PAGES[record]
-    records = json.loads((pages.FIGURES / f"{record}.json").read_text())
-    assert text(records) in (pages.BOOK / f"{page}.md").read_text()
-    if record == "six":
-        assert tables.headline(records) in (pages.ROOT / "README.md").read_text()
