@@ -25,7 +25,7 @@
 # | | `otcclip`: the abstract's parts | `otcclip-plus`: with ours |
 # |---|---|---|
 # | warm-up | two epochs on all pairs | the same on blurred images, longer if half of the pairs still have more than 6.5 % of the pool as rivals |
-# | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals are kept, 4 % more in each epoch, up to 80 % |
+# | then, before every second epoch | a pair with at most 3 % keeps its caption; from the second matching on, another image is given the nearest caption of such a pair, if that fits as well as it fits its own image; the others are left out | the 60 % of the pairs with the fewest rivals are kept, 4 % more in each epoch, up to 80 %; what is kept beyond 70 % is still seen blurred |
 # | an image is judged | as it is | as it is, and blurred: the larger number of rivals counts |
 # | copies of an image | are pairs like all others | are judged together, and one of them is drawn in each epoch |
 # | loss after the warm-up | CLIP's | robust: improbable pairs weigh less |
@@ -44,7 +44,7 @@
 # | $f_i$, $g_j$ | pooled features of image and caption | `Features.pooled` |
 # | $\langle P_{ij}, C_{ij}\rangle$ | cost of the plan between their tokens, at `reg` | `sinkhorn(...).cost` |
 # | $w$ | weight of the pooled features in the distance | `global_weight` |
-# | 3 %; 60 %, 4 %, 80 %; 6.5 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`; `ready` |
+# | 3 %; 60 %, 4 %, 80 %, 70 %; 6.5 % | what is near; what is kept; when to begin | `near_share`; `first`, `grow`, `most`, `sharp`; `ready` |
 # | pool | the pairs that every pair is compared with: 512, and 128 in `otcclip-plus` | `pool` |
 # | blurred | by a Gaussian of 1.5 % of the image's side | `blur` |
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
@@ -184,7 +184,7 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #   reveal a triggered one.
 # - What a model knows of a trigger is how the trigger looked in training. So `otcclip-plus` learns from blurred images
 #   until it has judged them, and it judges them sharp: it knows the objects in them, and not the trigger. What is
-#   a copy counts once.
+#   doubtful it goes on to see blurred. What is a copy counts once.
 # - A pair that is left out teaches the model nothing. If it was clean, the model learns its words elsewhere, and the pair
 #   is kept later. If it was planted, it stays far.
 #

@@ -206,6 +206,21 @@ def test_the_rivals_of_all_judgements_count(poisoned, small, monkeypatch):
     assert method.near.tolist() == [True, False, True, False], "0.6, 0.7, 0.5 and 0.9 in all"
 
 
+def test_the_last_pairs_that_are_kept_are_seen_blurred(poisoned, small, monkeypatch):
+    from accelerate import Accelerator
+
+    trainer = training.Trainer(poisoned[0].select(range(10)), small[0], small[2], Accelerator(cpu=True), seed=0)
+    method = OTCClipPlus(warmup=0, ready=1.0, first=0.8, most=0.8, sharp=0.5, alike=1.1, pool=4)
+    counts = torch.linspace(0, 0.9, 10)
+    monkeypatch.setattr(method, "rivals", lambda trainer, pool, rows=None: counts if rows is None else counts[rows] * 0)
+    method.begin(trainer)
+    method.begin_epoch(trainer)
+    assert method.near.tolist() == [True] * 8 + [False] * 2
+    assert method.doubtful.tolist() == [False] * 5 + [True] * 3 + [False] * 2
+    batch = SimpleNamespace(row=torch.tensor([0, 7, 9]))
+    assert method.views(batch).draw(3).sigma.tolist() == pytest.approx([0, method.blur, 0])
+
+
 def test_what_is_left_out_is_a_negative_unless_told_otherwise(poisoned, small):
     from accelerate import Accelerator
 

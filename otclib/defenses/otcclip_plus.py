@@ -28,6 +28,10 @@ its own. The early ones are of a model that knows less of the objects, and of th
 vague, most have many. A pair that is left out teaches the model nothing, so it stays far if it was planted, and comes
 nearer if not. The share grows as SafeCLIP's safe set does.
 
+*What is doubtful is still seen blurred* (``sharp``). The last pairs that are kept hold most of the planted ones that
+are, and clean pairs from which there is much to learn. What an object looks like can be learned from blurred images,
+what a fine trigger looks like cannot.
+
 *When to judge* (``ready``). The first judgement comes when half of the pairs have fewer than this share of the pool as
 rivals, and when half of the epochs are over at the latest. Before that the ranks are noise, and long after it a trigger
 has been learned. No label and no knowledge of an attack is needed.
@@ -43,7 +47,7 @@ the warm-up it only slows: the model knows nothing yet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -53,7 +57,7 @@ from otclib import matching
 from otclib.defenses import copies
 from otclib.defenses.base import LEFT_OUT, Augment, Batch, Look, Training
 from otclib.defenses.otcclip import Alignment
-from otclib.defenses.views import WEAK, Views
+from otclib.defenses.views import Draws, Views
 from otclib.matching import TokenSets
 
 SOLVED = 0.2  # share of the pool, the nearest by a bound, among which a pair is ranked: farther pairs are equally far
@@ -70,7 +74,10 @@ class OTCClipPlus(Alignment):
     first: float = 0.6  # share of the pairs that the first judgement keeps
     grow: float = 0.04  # more in every epoch
     most: float = 0.8  # at the most
-    blur: float = 0.015  # sigma in the warm-up and in the second look, as a share of the image's side; 0: none
+    sharp: float = 0.7  # share of the pairs that is seen sharp once it is judged; what is kept beyond is seen blurred
+    blur: float = (
+        0.015  # sigma in the warm-up, beyond ``sharp`` and in the second look, as a share of the side; 0: none
+    )
     q: float = 0.5  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
     negatives: bool = True  # what is left out stays in the batches, as negatives only
@@ -79,7 +86,7 @@ class OTCClipPlus(Alignment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = ("first", "most", "ready")
+        names = ("first", "most", "sharp", "ready")
         shares = {name: getattr(self, name) for name in names}
         if not all(0 < share <= 1 for share in shares.values()) or self.first > self.most or self.grow < 0:
             raise ValueError(
@@ -96,7 +103,8 @@ class OTCClipPlus(Alignment):
         n = len(training.caption_of)
         self.start: int | None = None  # the epoch of the first judgement
         self.counted = torch.zeros(n)  # rivals, over all judgements
-        self.near = torch.ones(n, dtype=torch.bool)  # by these
+        self.near = torch.ones(n, dtype=torch.bool)  # which pairs are kept, by these
+        self.doubtful = torch.ones(n, dtype=torch.bool)  # and which of them are seen blurred
         self.group, self.of_group = torch.arange(n), 1
         if self.alike <= 1:
             prints = training.gather([copies.fingerprints(images) for _, images in training.stored_images()], n)
@@ -117,7 +125,9 @@ class OTCClipPlus(Alignment):
             share = min(self.most, self.first + self.grow * (training.epoch - self.start))
             self.counted += self.rivals(training, self.new_pool(training))
             counted = copies.mean_of_each(self.group, self.counted)
-            self.near = fewest(counted, share, training.rng)
+            place = places(counted, training.rng)
+            self.near = place < round(share * len(place))
+            self.doubtful = self.near & (place >= round(self.sharp * len(place)))
             line["matched"] = 1
         drawn = copies.few_of_each(self.group, self.near, self.of_group, training.rng)
         training.caption_of = torch.where(drawn, torch.arange(len(drawn)), LEFT_OUT)
@@ -151,16 +161,29 @@ class OTCClipPlus(Alignment):
     # -- alignment ---------------------------------------------------------------------------------------------------
 
     def views(self, batch: Batch) -> Augment:
-        return replace(WEAK, blur=(self.blur, self.blur)) if self.start is None and self.blur else WEAK
+        return Softened(doubtful=self.doubtful[batch.row.cpu()], share=self.blur)
 
     def robustness(self, training: Training) -> float:
         return self.q if self.start is not None else 0.0
 
     def state(self) -> dict:
-        return {"start": self.start, "counted": self.counted, "near": self.near}
+        return {"start": self.start, "counted": self.counted, "near": self.near, "doubtful": self.doubtful}
 
     def restore(self, state: dict) -> None:
-        self.start, self.counted, self.near = state["start"], state["counted"], state["near"]
+        self.start, self.counted = state["start"], state["counted"]
+        self.near, self.doubtful = state["near"], state["doubtful"]
+
+
+@dataclass(frozen=True)
+class Softened(Views):
+    """The weak views; those of ``doubtful`` [B] bool images are blurred by this ``share`` of their side."""
+
+    doubtful: Tensor = field(kw_only=True)
+    share: float = field(kw_only=True)
+
+    def draw(self, n: int) -> Draws:
+        sigma = torch.where(self.doubtful, self.share, 0.0)
+        return replace(super().draw(n), sigma=sigma if sigma.any() else None)
 
 
 def blurred(share: float) -> Views:
@@ -169,15 +192,11 @@ def blurred(share: float) -> Views:
     return Views(scale=(1.0, 1.0), ratio=(1.0, 1.0), brightness=0.0, contrast=0.0, blur=blur)
 
 
-def fewest(rivals: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Return which pairs are the ``share`` with the fewest rivals [N]: bool [N]. Ties are broken at random.
+def places(rivals: Tensor, rng: torch.Generator) -> Tensor:
+    """Return the place of each pair by its rivals [N], 0 for the fewest: int [N]. Ties are broken at random.
 
-    >>> rivals = torch.tensor([0.3, 0.0, 1.0, 0.1])
-    >>> fewest(rivals, 0.5, torch.Generator().manual_seed(0)).tolist()
-    [False, True, False, True]
+    >>> places(torch.tensor([0.3, 0.0, 1.0, 0.1]), torch.Generator().manual_seed(0)).tolist()
+    [2, 0, 3, 1]
     """
     lots = torch.randperm(len(rivals), generator=rng)
-    order = lots[rivals[lots].argsort(stable=True)]
-    near = torch.zeros(len(rivals), dtype=torch.bool)
-    near[order[: round(share * len(rivals))]] = True
-    return near
+    return lots[rivals[lots].argsort(stable=True)].argsort()
