@@ -75,9 +75,7 @@ class OTCClipPlus(Alignment):
     grow: float = 0.04  # more in every epoch
     most: float = 0.8  # at the most
     sharp: float = 0.7  # share of the pairs that is seen sharp once it is judged; what is kept beyond is seen blurred
-    blur: float = (
-        0.015  # sigma in the warm-up, beyond ``sharp`` and in the second look, as a share of the side; 0: none
-    )
+    blur: float = 0.015  # sigma in the warm-up, of these, and of the second look, as a share of the side; 0: none
     q: float = 0.5  # robustness of the loss after the warm-up; 0: none
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
     negatives: bool = True  # what is left out stays in the batches, as negatives only
