@@ -35,8 +35,12 @@ DEFENSES: dict[str, type[Defense]] = {
     "otcclip-plus": OTCClipPlus,
 }
 
-# in records of earlier code: the abstract's parts with a robust loss and strong views in the warm-up
-BEFORE = {"earlier OTCCLIP": Look("OTCCLIP, earlier code", "#999999", "D")}
+# in records of earlier code: the abstract's parts with a robust loss and strong views in the warm-up, and OTCCLIP plus
+# with a warm-up on sharp images, judged blurred, as a whole and in part
+BEFORE = {
+    "earlier OTCCLIP": Look("OTCCLIP, earlier code", "#999999", "D"),
+    "earlier otcclip-plus": Look("OTCCLIP plus, earlier code", "#9A8FCC", "p"),
+}
 
 
 def load(name: str, **options: Any) -> Defense:

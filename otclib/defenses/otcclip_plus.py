@@ -80,7 +80,7 @@ class OTCClipPlus(Alignment):
     alike: float = 0.95  # images with this correlation count as one; above 1: none do
     negatives: bool = True  # what is left out stays in the batches, as negatives only
 
-    LOOK: ClassVar[Look] = Look("OTCCLIP plus (ours)", "#009E73", "^")
+    LOOK: ClassVar[Look] = Look("OTCCLIP plus (ours)", "#332288", "*")
 
     def __post_init__(self) -> None:
         super().__post_init__()
