@@ -109,7 +109,7 @@ def test_every_control_is_another_system_at_the_recorded_doses(tmp_path):
     assert all(
         attack.copies if attack.kind == "targeted" else attack.count for c in grid.cells for attack in grid.planned(c)
     )
-    record = {"dataset": "scenes", "attack": "least", "defense": "otcclip-plus", "seed": 20, "variant": "one look"}
+    record = {"dataset": "scenes", "attack": "six", "defense": "otcclip-plus", "seed": 20, "variant": "no blur"}
     assert grid.cell_of(record) in grid.cells
 
 
