@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from otclib import attacks
 from otclib.attacks import planting, targets
 from otclib.cli import app
-from otclib.experiments import doses, tables
+from otclib.experiments import comparisons, doses
 from otclib.experiments.grid import Grid
 from otclib.runs import write_json
 
@@ -323,7 +323,7 @@ def test_records_of_several_sets_name_theirs(worlds, tmp_path):
     (record,) = worlds.collect(tmp_path / "figures")
     assert record["dataset"] == "emoji" and record["clean_kept"] == 0.4 and worlds.cell_of(record) == cell
     assert worlds.recorded(tmp_path / "figures") == {cell: record}, "its target, which the set chose, is no difference"
-    line = tables.worlds_table([record | {"rate": 0.02}, record | {"rate": 0.02, "seed": 2}]).splitlines()[2]
+    line = comparisons.worlds_table([record | {"rate": 0.02}, record | {"rate": 0.02, "seed": 2}]).splitlines()[2]
     assert line.startswith("| emoji | least | 8 pairs, 2.00 % | CLIP, undefended |"), line
     assert "| 75.0 | 40.0 | 0.300 | 2 |" in line
     assert "dataset" not in Grid(worlds.config | {"datasets": {"emoji": {"dataset": "emoji"}}}).record(cell)

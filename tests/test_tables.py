@@ -10,7 +10,7 @@ import yaml
 
 from otclib import figures, metrics
 from otclib.defenses import DEFENSES, look
-from otclib.experiments import options, pages, records, tables
+from otclib.experiments import comparisons, options, pages, records, tables
 from otclib.experiments.claims import claims
 from otclib.runs import seconds_until_safe
 
@@ -46,7 +46,7 @@ def test_the_table_of_controls_by_hand(tmp_path):
     recorded += [run("scenes", "one look", k, 0.8 + k / 100, 0.5, 0.5) for k in (2, 0, 1)]
     recorded += [run("scenes", "no judgement", 1, 0.96, 0.9), run("scenes", "late", 7, 0.9, 0.0)]
     recorded += [run("emoji-scenes", "one look", 0, 0.3, 0.1)]
-    text = tables.controls_table(recorded)
+    text = comparisons.controls_table(recorded)
     first, second = text.split("## emoji-scenes")
     assert first.startswith("## scenes\n\nPlanted: 144 pairs, 1.00 %.\n\n| | seeds | zero-shot accuracy, % | backdoor")
     heads = [line for line in first.splitlines() if line.startswith("| | seeds")]
@@ -152,7 +152,7 @@ def test_the_book_shows_the_committed_records(record):
     records = json.loads((ROOT / "figures" / f"{record}.json").read_text())
     assert text(records) in (ROOT / "book" / "results" / f"{page}.md").read_text()
     if record == "six":
-        assert tables.headline(records) in (ROOT / "README.md").read_text(), "make pages"
+        assert comparisons.headline(records) in (ROOT / "README.md").read_text(), "make pages"
 
 
 def test_the_book_shows_every_option_of_every_defence():
@@ -228,7 +228,7 @@ def test_tables_bound_the_attacks_success():
     same = {"defense": "clip", "attack": "badnets", "rate": 0.01, "variant": "full", "dataset": "scenes"}
     old = [same | {"seed": k, "attack_success_rate": 0.0} for k in range(3)]
     new = [r | {"triggered_images": 1946} for r in old]
-    for text in (tables.attack_table, tables.worlds_table, tables.ablation_table, records.table):
+    for text in (tables.attack_table, comparisons.worlds_table, tables.ablation_table, records.table):
         assert "0.0, ≤ 0.066 %" in text(new) and "95 % Wilson" in text(new)
         assert "| 0.0" in text(old) and "≤" not in text(old)
     dose = {"poison_rate/badnets": 0.005, "poison_rate/targeted": 0.02, "pairs": 12_000, "targets": 16, "dose": 1}
@@ -242,12 +242,12 @@ def test_differences_are_of_the_same_seeds():
     ours = [run("otcclip", k, zero_shot_top1=v, targets_hit=1) for k, v in ((2, 0.3), (0, 0.1), (1, 0.2), (7, 0.9))]
     theirs = [run("clip", k, zero_shot_top1=v) for k, v in ((0, 0.2), (1, 0.3), (2, 0.4))]
     keys = ("zero_shot_top1", "targets_hit")
-    row = tables.differences_table([*ours, *theirs], "otcclip", "clip", keys).splitlines()[2]
+    row = comparisons.differences_table([*ours, *theirs], "otcclip", "clip", keys).splitlines()[2]
     assert row == "| emoji | least | -10.0 [-10.0, -10.0] | | 3 |", "by seed and not by place; 7 has no partner"
-    assert tables.differences_table(ours, "otcclip", "clip", keys) == ""
-    assert "minus" not in tables.worlds_table([r | {"rate": 0.0} for r in ours])
+    assert comparisons.differences_table(ours, "otcclip", "clip", keys) == ""
+    assert "minus" not in comparisons.worlds_table([r | {"rate": 0.0} for r in ours])
     third = [run("roclip", k, zero_shot_top1=0.3) for k in range(3)]
-    page = tables.worlds_table([r | {"rate": 0.0} for r in (*theirs, *ours, *third)])
+    page = comparisons.worlds_table([r | {"rate": 0.0} for r in (*theirs, *ours, *third)])
     said = [line.split(", on the same")[0] for line in page.splitlines() if " minus " in line]
     labels = [look(name).label for name in ("clip", "otcclip", "roclip")]
     assert said == [f"{labels[k]} minus {labels[j]}" for j, k in ((0, 1), (0, 2), (1, 2))], "each minus all before it"
@@ -261,8 +261,12 @@ def test_several_attacks_of_one_set_have_a_row_each():
         for k in range(2)
     ]
     runs[3] |= {"targets_hit": 3, "targets": 16}
-    page = tables.each_attack(runs)
+    for r in runs:
+        r |= {"poison_auroc/badnets": 0.75, "poison_recall/badnets": None if r["defense"] == "clip" else 0.5}
+    page = comparisons.each_attack(runs)
     assert "| scenes | badnets | 91 | 90.5 (90.0 to 91.0) | 0.5 (0.0 to 1.0) |" in page
     assert "| scenes | targeted | 176 | | 3" in page and "minus CLIP" in page
-    short = tables.headline(runs, "scenes")
+    assert "| scenes | badnets | OTCCLIP plus (ours) | 0.750 | 0.50 | |" in page
+    assert "CLIP, undefended | 0.750" not in page, "it judges nobody"
+    short = comparisons.headline(runs, "scenes")
     assert "badnets, % | 90.5 (90.0 to 91.0) | 0.5 (0.0 to 1.0) |" in short and "targeted/" not in short

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from otclib import figures
-from otclib.experiments import tables
+from otclib.experiments import comparisons, tables
 from otclib.experiments.options import options_table
 from otclib.experiments.records import grouped, made_by, order, table
 from otclib.runs import write_text
@@ -33,11 +33,11 @@ PAGES: dict[str, tuple[str, Callable, Callable | None]] = {
     "seeds": ("seeds", seeds, lambda records: figures.comparison(grouped(records))),
     "results": ("systems", tables.report, figures.attack_grid),
     "ablation": ("ablation", tables.ablation_table, figures.ablation),
-    "controls": ("controls", tables.controls_table, None),
+    "controls": ("controls", comparisons.controls_table, None),
     "dose": ("dose", tables.dose_table, figures.dose),
     "tuning": ("tuning", tables.tuning_table, None),
-    "worlds": ("worlds", tables.worlds_table, figures.worlds),
-    "six": ("six", tables.each_attack, None),
+    "worlds": ("worlds", comparisons.worlds_table, figures.worlds),
+    "six": ("six", comparisons.each_attack, None),
 }
 
 
@@ -54,7 +54,7 @@ def publish(record: str, folder: Path = FIGURES, book: Path = BOOK) -> None:
     if record == "options":
         return into_page("options", options_table(), book)
     if record == "readme":
-        return into_page("README", tables.headline(json.loads((folder / "six.json").read_text())), ROOT)
+        return into_page("README", comparisons.headline(json.loads((folder / "six.json").read_text())), ROOT)
     page, text, draw = PAGES[record]
     records = json.loads((folder / f"{record}.json").read_text())
     if draw:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 
 import yaml
@@ -17,8 +16,6 @@ from otclib import metrics
 from otclib.defenses import look
 from otclib.experiments.claims import claims
 from otclib.experiments.records import (
-    beside,
-    difference,
     explained,
     made_by,
     markdown,
@@ -61,25 +58,6 @@ ABLATED = (
     "plan_mass_ratio/names",
     "core_seconds_per_epoch",
 )
-WORLDS = (
-    "zero_shot_top1",
-    "attack_success_rate",
-    "targets_hit",
-    "poison_kept",
-    "clean_kept",
-    "poison_auroc",
-)
-DIFFERENCES = (
-    "zero_shot_top1",
-    "attack_success_rate",
-    "targets_hit",
-    "linear_probe/digits",
-    "linear_probe/letters",
-    "image_to_text_recall_at_1",
-    "plan_pointing_accuracy",
-)
-HEADLINE = ("zero_shot_top1", "image_to_text_recall_at_1", "core_seconds_per_epoch")
-CONTROLS = tuple(key for key in DIFFERENCES if key != "image_to_text_recall_at_1")
 
 
 @cache
@@ -133,67 +111,6 @@ def planted(runs: list[dict]) -> str:
     rate = metrics.summary([r["rate"] for r in runs if r["rate"]], 100, 2)
     pairs = metrics.summary([n for n in counts if n])
     return f"{pairs} pairs, {rate} %" if pairs else f"{rate} %"
-
-
-def worlds_table(records: list[dict]) -> str:
-    """Return Markdown tables of each system on each data set and dose, and of the differences of every two systems.
-
-    Every later system minus every earlier one, in the order of the records.
-    """
-    found, rows = [metrics.of(key) for key in WORLDS], []
-    for dataset in order(records, "dataset"):
-        for attack in order(records, "attack"):
-            for defense in order(records, "defense"):
-                if runs := select(records, dataset=dataset, attack=attack, defense=defense):
-                    cells = [measured(metric, runs) for metric in found]
-                    dose = planted(runs) if any(r["rate"] for r in runs) else ""
-                    rows.append([dataset, attack, dose, look(defense).label, *cells, len(runs)])
-    heads = ["data set", "dose", "planted", "system", *(metric.title for metric in found), "seeds"]
-    parts = [explained(markdown(rows, heads, left=4))]
-    for other, defense in combinations(order(records, "defense"), 2):
-        if differences := differences_table(records, defense, other, DIFFERENCES):
-            said = f"{look(defense).label} minus {look(other).label}, on the same seeds: mean difference"
-            parts += [f"{said}, and its 95 % interval by Student's t (shares in points).", differences]
-    return "\n\n".join([*parts, f"Made by {made_by(records)}."])
-
-
-def each_attack(records: list[dict]) -> str:
-    """Return Markdown tables of what each of several attacks in one set got, and then those of ``worlds_table``."""
-    defenses, rows = order(records, "defense"), []
-    for dataset in order(records, "dataset"):
-        here = select(records, dataset=dataset)
-        for kind in (key.split("/")[1] for key in here[0] if key.startswith("poison_count/")):
-            metric = metrics.of("targets_hit" if kind == "targeted" else f"attack_success_rate/{kind}")
-            pairs = metrics.summary(sorted({r[f"poison_count/{kind}"] for r in here}), digits=0)
-            cells = [measured(metric, select(here, defense=defense)) for defense in defenses]
-            rows.append([dataset, kind, pairs, *cells])
-    heads = ["data set", "attack", "pairs", *(look(defense).label for defense in defenses)]
-    said = "Success of each attack: ASR in %, of the targeted one the targets hit of 16. Mean and range over seeds."
-    return "\n\n".join([said, explained(markdown(rows, heads, left=2)), "The runs as a whole:", worlds_table(records)])
-
-
-def headline(records: list[dict], dataset: str = "emoji-scenes") -> str:
-    """Return the README's Markdown table: what several attacks in one set got, and what a defence cost."""
-    here = select(records, dataset=dataset)
-    kinds = [key.split("/")[1] for key in here[0] if key.startswith("poison_count/")]
-    attacks = [f"attack_success_rate/{kind}" for kind in kinds if kind != "targeted"]
-    columns = {look(defense).label: select(here, defense=defense) for defense in order(here, "defense")}
-    return metric_table(columns, [*attacks, "targets_hit", *HEADLINE])
-
-
-def differences_table(records: list[dict], defense: str, other: str, keys: Sequence[str]) -> str:
-    """Return a Markdown table of one system minus another on the same seeds, for each data set and attack.
-
-    A cell is ``records.difference``. A seed that only one of them has is left out. Without a common seed the table is
-    empty text.
-    """
-    found, rows = [metrics.of(key) for key in keys], []
-    for dataset in order(records, "dataset"):
-        for attack in order(records, "attack"):
-            if pairs := beside(records, {"defense": other}, defense=defense, dataset=dataset, attack=attack):
-                rows.append([dataset, attack, *(difference(metric, pairs) for metric in found), len(pairs)])
-    heads = ["data set", "dose", *(metric.label for metric in found), "seeds"]
-    return markdown(rows, heads, left=2) if rows else ""
 
 
 def triggered_table(records: list[dict]) -> str:
@@ -309,25 +226,6 @@ def variants_table(records: list[dict], keys: Sequence[str]) -> str:
 def ablation_table(records: list[dict]) -> str:
     """Return a Markdown table of OTCCLIP with one part missing at a time."""
     return f"{explained(variants_table(records, ABLATED))}\n\nMade by {made_by(records)}."
-
-
-def controls_table(records: list[dict], full: str = "full") -> str:
-    """Return Markdown tables of the variants on each data set, and of their differences to the variant ``full``."""
-    found, parts = [metrics.of(key) for key in CONTROLS], []
-    for dataset in order(records, "dataset"):
-        here, rows = select(records, dataset=dataset), {}
-        for variant in order(here, "variant"):
-            pairs = beside(here, {"variant": full}, variant=variant)
-            if pairs and variant != full:
-                rows[variant] = [len(pairs), *(difference(metric, pairs) for metric in found)]
-        parts += [f"## {dataset}", f"Planted: {planted(here)}.", variants_table(here, CONTROLS)]
-        if rows:
-            said = (
-                f"Minus *{full}*, on the same seeds: mean difference, and its 95 % interval by Student's t (shares in "
-            )
-            parts += [f"{said}points). The intervals are not corrected for their number."]
-            parts += [markdown(rows, ["seeds", *(metric.label for metric in found)])]
-    return explained("\n\n".join(parts)) + f"\n\nMade by {made_by(records)}."
 
 
 def dose_table(records: list[dict]) -> str:
