@@ -51,11 +51,11 @@ def test_the_table_of_controls_by_hand(tmp_path):
     assert first.startswith("## scenes\n\nPlanted: 144 pairs, 1.00 %.\n\n| | seeds | zero-shot accuracy, % | backdoor")
     heads = [line for line in first.splitlines() if line.startswith("| | seeds")]
     assert all("targeted images hit | linear probe, digits" in line and "plan pointing" in line for line in heads)
-    assert "| full | 3 | 91.0 (90.0 to 92.0) | 0.0 | 0, ≤ 7.5 % | 80.0 | 91.0 (90.0 to 92.0) | 50.0 |" in first
+    assert "| full | 3 | 91.0 (90.0 to 92.0) | 0.0 | 0, ≤ 7.5 % | 80.0 | 91.0 (90.0 to 92.0) | | 50.0 | |" in first
     apart = "-10.0 [-10.0, -10.0]"
     same = "+0.0 [+0.0, +0.0]"
-    assert f"| one look | 3 | {apart} | +50.0 [+50.0, +50.0] | {same} | {same} | {apart} | {same} |" in first
-    assert "| no judgement | 1 | +5.0 | +90.0 | +0.0 | +0.0 | +5.0 | |" in first, "one seed has no interval"
+    assert f"| one look | 3 | {apart} | +50.0 [+50.0, +50.0] | {same} | {same} | {apart} | | {same} | |" in first
+    assert "| no judgement | 1 | +5.0 | +90.0 | +0.0 | +0.0 | +5.0 | | | |" in first, "one seed has no interval"
     assert first.count("| late |") == 1 and first.count("| full |") == 1, "nobody is compared with itself"
     assert "Minus" not in second and second.count("| one look |") == 1
     (tmp_path / "controls.json").write_text(json.dumps(recorded))
