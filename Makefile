@@ -63,7 +63,7 @@ lint: .venv/.dev  # style, types and spelling
 	$(BIN)/mypy
 	$(BIN)/codespell otclib tests book README.md CONTRIBUTING.md CHANGELOG.md notebooks/*.py
 
-explorer: setup  # the transport explorer as a page in the browser; trains its two runs first where they are missing
+explorer: setup  # the transport explorer as a page in the browser; trains its runs first where they are missing
 	cd notebooks && exec ../$(BIN)/python -m otclib.processes voila explorer.ipynb
 
 book: .venv/.book  # the chapters and the docstrings as a site, in book/_build
@@ -71,13 +71,13 @@ book: .venv/.book  # the chapters and the docstrings as a site, in book/_build
 
 GRID = $(BIN)/python -m otclib.processes snakemake --snakefile workflow/Snakefile --cores all --configfile
 
-figures: .venv/.batch  # the numbers of the README: three seeds of both systems, 25 minutes on two cores with AVX2
+figures: .venv/.batch  # three systems on three seeds
 	$(GRID) workflow/seeds.yaml
 
-table: .venv/.batch  # every system against every attack, three seeds: 5 hours on two cores; it resumes, as all of these
+table: .venv/.batch  # six systems against six attacks, three seeds: more than 5 hours on two cores; it resumes, as all of these
 	$(GRID) workflow/table.yaml && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
-ablation: .venv/.batch  # OTCCLIP with one part missing or changed at a time, three seeds: 2 hours on two cores
+ablation: .venv/.batch  # OTCCLIP plus with one part missing or changed at a time, three seeds: 2 hours on two cores
 	$(GRID) workflow/ablation.yaml && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
 controls: .venv/.batch  # OTCCLIP plus with each part missing or done otherwise, in two worlds, three seeds: 102 runs
@@ -86,10 +86,10 @@ controls: .venv/.batch  # OTCCLIP plus with each part missing or done otherwise,
 dose: .venv/.batch  # the undefended model on more and more poison, three seeds: 35 minutes on two cores
 	$(GRID) workflow/dose.yaml && $(BIN)/python -m otclib.experiments.demo --only 01_poisoning
 
-worlds: .venv/.batch  # both systems in three worlds, at the least dose of each and at twice that, three seeds: an hour with bf16
+worlds: .venv/.batch  # three systems in three worlds, at the least dose of each and at twice that, three seeds: 2 hours with bf16
 	$(GRID) workflow/worlds.yaml
 
-six: .venv/.batch  # six attacks in one set, undefended and by OTCCLIP plus, in two worlds, three seeds: an hour with bf16
+six: .venv/.batch  # six attacks in one set, three systems in two worlds, three seeds: an hour with bf16
 	$(GRID) workflow/six.yaml
 
 batch: .venv/.batch  # chapter 6 for every data set, attack, system and seed of workflow/batch.yaml
@@ -101,7 +101,7 @@ pages: setup  # the pages of results in the book and their pictures, anew from t
 bench: .venv/.bench  # speed against other solvers and against brute force, and its page of the book: 20 minutes on two cores
 	$(BIN)/python -m benchmarks.transport
 
-throughput: setup  # images a second beside open_clip's own loop, of every defence, and memory: 20 minutes on two cores
+throughput: setup  # images a second beside open_clip's own loop, of five systems, and memory: 20 minutes on two cores
 	$(BIN)/python -m benchmarks.throughput
 
 clean:

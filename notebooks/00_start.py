@@ -14,22 +14,22 @@
 #
 # CLIP models learn from image–caption pairs crawled from the web. A handful of planted pairs can make one image, or
 # every image with a small patch, mean what an attacker wants. **OTCCLIP** is a defence. It compares the *patches* of an
-# image with the *words* of its caption by optimal transport. An image whose caption does not fit is left out, or
-# re-matched with a caption that fits. This page shows the attack. The chapters show the rest:
+# image with the *words* of its caption by optimal transport. In our reconstruction an image whose caption does not fit
+# is left out, or re-matched with a caption that fits. This page shows the attack. The chapters show the rest:
 #
 # | | chapter | |
 # |---|---|---|
 # | 1 | [Poisoning](01_poisoning.ipynb) | what an attacker plants, and how little is enough |
 # | 2 | [Transport plans](02_transport_plans.ipynb) | from 3 × 3 by hand to a caption on its image |
 # | 3 | [Training with a defence](03_defense_training.ipynb) | which image is given which caption, and when clean and planted pairs separate |
-# | 4 | [Attack success](04_attack_success.ipynb) | one definition, two models, one table |
+# | 4 | [Attack success](04_attack_success.ipynb) | one definition, three models, one table |
 # | 5 | [Every system, every attack](05_all_systems.ipynb) | our results beside the papers', with the claims that hold and those that do not |
 # | 6 | [Your own data](06_own_data.ipynb) | COCO, Visual Genome, CC3M, a CSV file; many runs |
 # | 7 | [From the laptop to the cluster](07_laptop_to_cluster.ipynb) | one run in several processes, killed and resumed, and a sweep, by parameters alone |
 # | | [The explorer](explorer.ipynb) | transport plans with sliders |
 #
-# Every chapter runs alone and trains what it lacks. Chapters 2 to 4 and the explorer share two runs, which take four to
-# eight minutes on two cores. Open a chapter and choose *Run All*.
+# Every chapter runs alone and trains what it lacks. Chapters 2 to 4 and the explorer share three runs, which take six
+# to twelve minutes on two cores. Open a chapter and choose *Run All*.
 #
 # You need a first idea of CLIP and of PyTorch. These are the numbers that we report:
 #
@@ -156,6 +156,7 @@ if INTERACTIVE:
 #
 # <details><summary>Solution</summary>
 #
-# ASR and targets hit stay near zero. Accuracy ends one to two points lower (chapter 3 explains the training).
+# ASR and targets hit stay near zero (chapter 3 explains the training). Its own number of epochs is 12: set `epochs =
+# 12`, too.
 #
 # </details>

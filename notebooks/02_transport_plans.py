@@ -236,7 +236,7 @@ fig
 # - Cosine finds the *heaviest* place about as well as the plan does. So the tokens know the object, and the plan reads
 #   them.
 # - Colours and sizes are *not* found. By the plan and by cosine alike their mass falls beside the object. The features
-#   do not know them, because few captions name them and the warm-up shows every image in any hue.
+#   do not know them, because few captions name them.
 #
 # ## Exercises
 #
@@ -276,8 +276,8 @@ fig
 # <details><summary>Solution</summary>
 #
 # For $\varepsilon\to\infty$ only the entropy counts, and it is largest for $P = a b^\top$. Then
-# $\langle P, C\rangle = \sum_{nm} a_n b_m (1 - \langle x_n, y_m\rangle) = 1 - \langle\sum_n a_n x_n, \sum_m b_m y_m\rangle = 1 - \langle\bar x, \bar y\rangle$.
-# A bag of words would give the same. (The means are not of unit length, so this is the cosine *distance* only up to
-# their lengths.)
+# $\langle P, C\rangle = \sum_{nm} a_n b_m (1 - \langle x_n, y_m\rangle) = 1 - \langle\sum_n a_n x_n, \sum_m b_m
+# y_m\rangle = 1 - \langle\bar x, \bar y\rangle$. A bag of words would give the same. (The means are not of unit length,
+# so this is the cosine *distance* only up to their lengths.)
 #
 # </details>

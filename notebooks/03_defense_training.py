@@ -33,7 +33,8 @@
 # An image that is left out serves as a negative only. Over a batch, training minimises
 #
 # $$ L \;=\; L_{\mathrm{CLIP}} + \lambda\,L_{\mathrm{inter}} + \mu\,L_{\mathrm{intra}}, \qquad
-# L_{\mathrm{CLIP}} = -\tfrac1B\sum_i \omega_i \log p_i, \qquad \omega_i \propto p_i^{\,q}, \quad \tfrac1B\sum_i\omega_i = 1 $$
+# L_{\mathrm{CLIP}} = -\tfrac1B\sum_i \omega_i \log p_i, \qquad \omega_i \propto p_i^{\,q}, \quad \tfrac1B\sum_i\omega_i
+# = 1 $$
 #
 # with $p_i$ the $i$-th entry of $\mathrm{softmax}_j\bigl(s\,\langle f_i, g_j\rangle\bigr)$. $L_{\mathrm{CLIP}}$ is the
 # mean of this loss for images among captions and for captions among images. The transport losses see 16 of the batch's
@@ -56,10 +57,10 @@
 # Judging 12,000 pairs must take seconds. So images are compared at three quarters of their side, with their places
 # averaged to 16, and only those of the pool that are most alike by pooled and mean features are solved by transport.
 #
-# **`otcclip` is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary. It was
-# not checked against the paper's method section. The rule for which captions may stay, the pool, the weights and the
-# schedule are ours. `otclib/defenses/otcclip.py` says which source gives what, `otclib/defenses/otcclip_plus.py` why each
-# addition is there.
+# **`otcclip` is a reconstruction**, made from the paper's abstract (arXiv 2509.18717) and a third party's summary. It
+# was not checked against the paper's method section. The rule for which captions may stay, the pool, the weights and
+# the schedule are ours. `otclib/defenses/otcclip.py` says which source gives what, `otclib/defenses/otcclip_plus.py`
+# why each addition is there.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # an image-caption table, see otclib.data.load
@@ -114,9 +115,9 @@ fig.savefig(pictures / "learning_curves.png", dpi=150)
 # %% [markdown]
 # ## Which image keeps its caption?
 #
-# First `otcclip`. Left: which images keep their caption, and which are left out. The rest are re-matched. Right: how good
-# the new captions are. Two curves show how often they name what the image shows. The third shows whether a few captions
-# serve all images, which is how such a defence collapses.
+# First `otcclip`. Left: which images keep their caption, and which are left out. The rest are re-matched. Right: how
+# good the new captions are. Two curves show how often they name what the image shows. The third shows whether a few
+# captions serve all images, which is how such a defence collapses.
 
 # %%
 if "otcclip" in runs:
@@ -132,9 +133,9 @@ if "otcclip-plus" in runs:
     fig.savefig(pictures / "assignments_plus.png", dpi=150)
 
 # %% [markdown]
-# These planted images were re-matched by `otcclip`. The attacker's caption is vermilion. The caption that the matching found is
-# green; it came with another image. Under the patch the new caption is not always right, but it is no longer the
-# attacker's.
+# These planted images were re-matched by `otcclip`. The attacker's caption is vermilion. The caption that the matching
+# found is green; it came with another image. Under the patch the new caption is not always right, but it is no longer
+# the attacker's.
 
 # %%
 if "otcclip" in runs:
@@ -183,10 +184,10 @@ fig.savefig(pictures / "separation.png", dpi=150)
 # - A pair must be near from both sides. Captions of other images reveal a targeted pair, and images of other captions
 #   reveal a triggered one.
 # - What a model knows of a trigger is how the trigger looked in training. So `otcclip-plus` learns from blurred images
-#   until it has judged them, and it judges them sharp: it knows the objects in them, and not the trigger. What is
-#   doubtful it goes on to see blurred. What is a copy counts once.
-# - A pair that is left out teaches the model nothing. If it was clean, the model learns its words elsewhere, and the pair
-#   is kept later. If it was planted, it stays far.
+#   until it has judged them. It judges them sharp and blurred, and the worse look counts: in sharp images it knows the
+#   objects, and not yet the trigger. What is doubtful it goes on to see blurred. What is a copy counts once.
+# - A pair that is left out teaches the model nothing. If it was clean, the model learns its words elsewhere, and the
+#   pair is kept later. If it was planted, it stays far.
 #
 # ## Exercises
 #
@@ -195,8 +196,9 @@ fig.savefig(pictures / "separation.png", dpi=150)
 # <details><summary>Solution</summary>
 #
 # `otclib.train(poisoned, manifest=manifest, defense="otcclip-plus", out="../runs/all", seed=seed, first=1.0, most=1.0)`.
-# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the blur in the
-# warm-up, the robust loss and the transport losses. Compare its ASR with the runs above.
+# No pair is left out, except that one copy of each image is drawn in an epoch. What is left is that, the blur (in the
+# warm-up, and then of the 30 % of the pairs with the most rivals), the robust loss and the transport losses. Compare
+# its ASR with the runs above.
 #
 # </details>
 #
@@ -206,7 +208,7 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #
 # Make the same call with `global_weight=1.0`. Compare `targets_hit` and `attack_success_rate` in the two
 # `metrics.json`, then do the same on other seeds. Before you name the attack that gains, check that the difference is
-# larger than the spread over seeds. (`make ablation` does this for every part of OTCCLIP, on three seeds.)
+# larger than the spread over seeds. (`make ablation` does this for many parts of `otcclip-plus`, on three seeds.)
 #
 # </details>
 #
@@ -214,8 +216,8 @@ fig.savefig(pictures / "separation.png", dpi=150)
 #
 # <details><summary>Solution</summary>
 #
-# Compare `attack_success_rate` and `poison_kept/badnets` in the two `metrics.json`, after each epoch in `log.jsonl`. Then
-# plant `blended` pairs. Their noise is learned in two epochs where it is seen sharp: on drawings by five artists
-# (`emoji-scenes`, seed 0, 32 pairs) its ASR was 71 % then, and 9 % on seed 12 where the warm-up was blurred.
+# Compare `attack_success_rate` and `poison_kept/badnets` in the two `metrics.json`, after each epoch in `log.jsonl`.
+# Then plant `blended` pairs. Their noise is learned in two epochs where it is seen sharp: on drawings by five artists
+# (`emoji-scenes`, seed 0, 32 pairs) its ASR was 71 % then (one run).
 #
 # </details>

@@ -17,8 +17,8 @@
 # data, models and rates, so they are context and not a comparison. OTCCLIP is a **reconstruction** (chapter 3).
 #
 # These runs were made by earlier code. The first line below names its commits. In that code images did not grow, and
-# OTCCLIP was another system than today's two: the abstract's parts with a robust loss, strong views, and a restart. After
-# its first matching the model forgot its weights and warmed up again on the pairs that were kept.
+# OTCCLIP was another system than today's two: the abstract's parts with a robust loss, strong views, and a restart.
+# After its first matching the model forgot its weights and warmed up again on the pairs that were kept.
 
 # %% tags=["parameters"]
 dataset = "scenes"  # the table's data; others: train with otclib.train
@@ -224,7 +224,7 @@ else:
 #
 # **The restart costs 0.9 to 3.7 points of accuracy.** Without it zero-shot accuracy is 99.0 to 99.7 %, which is within
 # two points of clean CLIP. ASR is then 0.1 to 0.9 %. The restart was the default of the earlier code, because earlier
-# runs needed it. It is an option now that images grow (`book/results/reconstruction.md`).
+# runs needed it. Today's systems have none.
 #
 # **Longer training readmits poison.** With 16 epochs accuracy is 99.4 %, but more planted pairs become near again. One
 # target of 16 is hit on two of the seeds.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instruction sets that decide how fast training is
-# minutes of `make demo` on two cores, as measured: AVX512 with bf16, and AVX2 alone
-FAST, SLOW = 6, 9
+# minutes of `make demo` on two cores: measured with AVX512 and bf16; 1.5 times that with AVX2 alone, as earlier demos
+FAST, SLOW = 12, 18
 NEEDS = {  # a module, and what it is needed for: the extra of pyproject.toml that brings it
     "papermill": ("the demo and the chapters", "notebooks"),
     "ipywidgets": ("the explorer's widgets", "notebooks"),
@@ -162,6 +162,6 @@ def _versions() -> dict[str, str]:
 
 
 def _minutes(cores: int, sets: list[str]) -> int:
-    """From what was measured on two cores; the demo's two runs use a core each, or share what there is."""
+    """From what was measured on two cores; the demo's three runs use a core each, or share what there is."""
     two = FAST if "avx512_bf16" in sets or "amx_bf16" in sets else SLOW
     return two * (2 if cores < 2 else 1)

@@ -2,7 +2,8 @@
 
 Zhang, Gao, Bai et al., "Pre-training CLIP against Data Poisoning with Optimal Transport-based Matching and Alignment",
 EMNLP 2025 (arXiv 2509.18717). We could not obtain the paper's body, so this file is not checked against its method
-section. It has what two sources say, and nothing more; what we add stands in ``otcclip_plus``.
+section. It has what two sources say and, where they leave a choice open, options and rules of ours. What we add stands
+in ``otcclip_plus``.
 
 - the abstract: a transport distance between the fine-grained features of images and captions; captions re-assigned by
   that distance; inter- and intra-modal alignment by transport

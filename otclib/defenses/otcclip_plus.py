@@ -1,7 +1,7 @@
 """OTCCLIP with what we add: a defence to use, and each addition an option to switch off.
 
-``otcclip`` re-assigns captions by a model that was trained on the planted pairs like on all others. Here nobody gets
-another caption. The transport distance judges the pairs, early and again, and what it keeps is trained on.
+``otcclip`` re-assigns captions by a model that was trained on the planted pairs like on all others. Here no image
+is given another caption. The transport distance judges the pairs, early and again, and what it keeps is trained on.
 
     warm-up   OTCCLIP's losses on all pairs, seen blurred, until the set can be judged (``ready``)
     judge     then before every ``every``-th epoch: count the rivals of every pair by OTCCLIP's distance, and keep the

@@ -88,6 +88,7 @@ def separation(fates: Dataset | None, manifest: Dataset | None) -> dict:
     """Return how well a defence separated planted from clean pairs of its training set (``pairs.parquet``).
 
     A pair is flagged if it was not kept (re-matched, left out, risky). That is the system's own threshold.
+    ``otcclip-plus`` draws one of several copies of an image in each epoch. The others are flagged, too.
 
     - ``poison_auroc``: of the distance of an image to its own caption, planted against clean pairs.
     - ``poison_recall``: the share of the planted pairs that are flagged.

@@ -63,8 +63,10 @@ def each_attack(records: list[dict]) -> str:
     if judged:
         parts += [
             "What the judgement finds, at each system's own threshold. *AUROC*: of the distance after the training. "
-            "*Recall*: the share of the attack's pairs that are left out or re-matched. *Precision*: their share of "
-            "these and of the clean pairs that are.",
+            "*Recall*: the share of the attack's pairs that are left out or re-matched. "
+            "*Precision*: of all pairs of this attack and all clean pairs that are left out or re-matched, the share "
+            "that are of this attack. OTCCLIP plus draws one of several copies of an image in each epoch, and the "
+            "others count as left out.",
             markdown(judged, ["data set", "attack", "system", "AUROC", "recall", "precision"], left=3),
         ]
     return "\n\n".join([*parts, "The runs as a whole:", worlds_table(records)])
