@@ -48,6 +48,16 @@ GROUNDED = {
     for kind, value in zip(("names", "attributes"), values)
 }
 
+SIX = {
+    "dataset": "scenes",
+    "defense": "clip",
+    "seed": 0,
+    "poison_count/badnets": 16,
+    "poison_count/targeted": 128,
+    "attack_success_rate/badnets": 0.25,
+    "targets_hit": 16,
+    "targets": 16,
+}
 RUNS = [
     {"defense": "clip", "attack": "badnets", "by_epoch": {"asr": [0.0, 0.2, 0.9]}},
     {"defense": "clip", "attack": "badnets", "by_epoch": {"asr": [0.2, 0.6]}},  # a run that stopped earlier
@@ -101,6 +111,7 @@ def test_curves_of_what_was_measured():
         lambda: figures.by_artist({"me": [IMAGE] * 3, "you": [IMAGE] * 3}, ["a", "b", "c"], "me", "by us"),
         lambda: figures.contact_sheet([IMAGE] * 3, ["a", "b", "c"], source="by us"),
         lambda: figures.worlds([row | {"dataset": "emoji", "attack": "least", "defense": "clip"} for row in LOG]),
+        lambda: figures.each_attack([SIX, SIX | {"defense": "otcclip-plus", "dataset": "emoji-scenes"}]),
         lambda: figures.two_curves({"one": ([10, 20], [3.0, 2.0]), "two": ([10, 20], [3.0, 2.0])}),
     ],
 )
@@ -108,6 +119,13 @@ def test_draws(draw, tmp_path):
     fig = draw()
     fig.savefig(tmp_path / "figure.png", dpi=50)
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_each_attack_has_a_bar_of_its_mean():
+    (ax,) = figures.each_attack([SIX, SIX | {"seed": 1, "targets_hit": 0}]).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["badnets", "targeted"]
+    assert [bar.get_width() for bar in ax.patches] == [pytest.approx(25), pytest.approx(50)]
+    assert [sorted(line.get_xdata()) for line in ax.lines] == [[25, 25], [0, 100]]
 
 
 def test_lines_by_epoch_are_the_runs_and_their_mean():

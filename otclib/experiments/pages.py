@@ -37,7 +37,7 @@ PAGES: dict[str, tuple[str, Callable, Callable | None]] = {
     "dose": ("dose", tables.dose_table, figures.dose),
     "tuning": ("tuning", tables.tuning_table, None),
     "worlds": ("worlds", comparisons.worlds_table, figures.worlds),
-    "six": ("six", comparisons.each_attack, None),
+    "six": ("six", comparisons.each_attack, figures.each_attack),
 }
 
 

@@ -62,9 +62,7 @@ def attack_grid(records: Sequence[Mapping]) -> Figure:
         ax.set(ylabel=unit, ylim=(-0.03 * top, 1.05 * top), xticks=range(len(group)), xlim=(-0.6, len(group) - 0.4))
         ax.set_xticklabels(group)
         clean_axes(ax)
-    looks = [(s, look(s).colour or NEUTRAL, look(s).marker) for s in systems]
-    marks = [plt.Line2D([], [], color=c, marker=m, linewidth=0, label=look(s).label) for s, c, m in looks]
-    fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    named(fig, systems)
     return fig
 
 
@@ -97,12 +95,45 @@ def worlds(records: Sequence[Mapping]) -> Figure:
         for y in range(2, len(rows), 2):
             ax.axhline(y - 0.5, color="0.85", linewidth=0.8)
     axes[0].set_yticks(range(len(rows)), [f"{dataset}\n{attack} dose" for dataset, attack in rows], fontsize=8.5)
+    named(fig, systems)
+    return fig
+
+
+def each_attack(records: Sequence[Mapping]) -> Figure:
+    """Draw the success of each of several attacks in one set, a panel a data set: a mark per seed, a bar for the mean.
+
+    Success is ASR, and of a targeted attack the share of the targets that are hit.
+    """
+    datasets, systems = (list(dict.fromkeys(r[key] for r in records)) for key in ("dataset", "defense"))
+    kinds = [key.split("/")[1] for key in records[0] if key.startswith("poison_count/")]
+    fig, axes = plt.subplots(1, len(datasets), figsize=(9.5, 4.2), sharey=True, squeeze=False, layout="constrained")
+    step = 0.8 / len(systems)
+    for ax, dataset in zip(axes[0], datasets):
+        for k, system in enumerate(systems):
+            here = [r for r in records if (r["dataset"], r["defense"]) == (dataset, system)]
+            colour = look(system).colour or NEUTRAL
+            for y, kind in enumerate(kinds):
+                key = f"attack_success_rate/{kind}"
+                values = [100 * (r["targets_hit"] / r["targets"] if kind == "targeted" else r[key]) for r in here]
+                if values:
+                    at = y + step * (k - (len(systems) - 1) / 2)
+                    ax.barh(at, np.mean(values), height=0.85 * step, color=colour, alpha=0.35)
+                    ax.plot(values, [at] * len(values), look(system).marker, color=colour, markersize=5, clip_on=False)
+        ax.set(xlim=(0, 100), ylim=(len(kinds) - 0.4, -0.6), xlabel="success, % (lower is better)")
+        ax.set_title(dataset, fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_yticks(range(len(kinds)), kinds)
+    named(fig, systems)
+    return fig
+
+
+def named(fig: Figure, systems: Sequence[str]) -> None:
+    """Add a legend of systems above a figure."""
     marks = [
         plt.Line2D([], [], color=look(s).colour or NEUTRAL, marker=look(s).marker, linewidth=0, label=look(s).label)
         for s in systems
     ]
     fig.legend(handles=marks, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
-    return fig
 
 
 def lookalikes(classes: Mapping[str, Mapping], named: int = 3) -> Figure:
