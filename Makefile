@@ -80,7 +80,7 @@ table: .venv/.batch  # six systems against six attacks, three seeds: more than 5
 ablation: .venv/.batch  # OTCCLIP plus with one part missing or changed at a time, three seeds: 2 hours on two cores
 	$(GRID) workflow/ablation.yaml && $(BIN)/python -m otclib.experiments.demo --only 05_all_systems
 
-controls: .venv/.batch  # OTCCLIP plus with each part missing or done otherwise, in two worlds, three seeds: 102 runs
+controls: .venv/.batch  # OTCCLIP plus with each part missing or done otherwise, in two worlds, three seeds: 96 runs
 	$(GRID) workflow/controls.yaml
 
 dose: .venv/.batch  # the undefended model on more and more poison, three seeds: 35 minutes on two cores

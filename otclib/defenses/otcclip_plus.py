@@ -3,10 +3,10 @@
 ``otcclip`` re-assigns captions by a model that was trained on the planted pairs like on all others. Here no image
 is given another caption. The transport distance judges the pairs, early and again, and what it keeps is trained on.
 
-    warm-up   OTCCLIP's losses on all pairs, seen blurred, until the set can be judged (``ready``)
+    warm-up   CLIP's loss and OTCCLIP's intra-modal one on all pairs, seen blurred, until it can judge (``ready``)
     judge     then before every ``every``-th epoch: count the rivals of every pair by OTCCLIP's distance, and keep the
               share of the pairs with the fewest, which grows from ``first`` to ``most``
-    train     OTCCLIP's losses on what is kept; the rest stays in the batches as negatives
+    train     these losses on what is kept; the rest stays in the batches as negatives
 
 Ours
 ----
@@ -43,6 +43,9 @@ several captions for a usual image, as many are drawn.
 *A robust loss* (``q``) after the warm-up. A planted pair that is kept contradicts what its image shows, so its
 probability p under the batch's softmax is small. Every pair is weighted by p^q (``losses.symmetric_cross_entropy``). In
 the warm-up it only slows: the model knows nothing yet.
+
+*No inter-modal transport loss* (``inter`` is 0). With it the plans point a little better, and all that the model can be
+used for gets worse: what it reads, finds and transfers. The intra-modal loss of tokens and the distance remain.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class OTCClipPlus(Alignment):
     """OTCCLIP's transport with our judgement; a comment beside each option says what it does."""
 
     epochs: int = 12
+    inter: float = 0.0  # OTCCLIP's inter-modal loss costs accuracy and transfer
     warmup: int = 2  # epochs before the first judgement, at least
     ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
