@@ -29,6 +29,7 @@
 # | an image is judged | as it is | as it is, and blurred: the larger number of rivals counts |
 # | copies of an image | are pairs like all others | are judged together, and one of them is drawn in each epoch |
 # | loss after the warm-up | CLIP's | robust: improbable pairs weigh less |
+# | transport losses | inter- and intra-modal | intra-modal alone |
 #
 # An image that is left out serves as a negative only. Over a batch, training minimises
 #
@@ -51,7 +52,7 @@
 # | $p_i$, $\omega_i$ | probability of pair $i$ under the softmax over its batch, and its weight, which has no gradient | `losses.contrastive` |
 # | $s$ | CLIP's learned scale, the inverse of its temperature | `training.scale` |
 # | $q$ | how strongly improbable pairs are weighted down: 0 in `otcclip` and in the warm-up, 0.5 after that of `otcclip-plus` | `q` |
-# | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions; $\lambda = 0.5$ | `losses.inter_modal`, `inter`, `fine_batch` |
+# | $L_{\mathrm{inter}}$, $\lambda$ | the same softmax, over transport costs of images and captions; $\lambda = 0.5$, and 0 in `otcclip-plus` | `losses.inter_modal`, `inter`, `fine_batch` |
 # | $L_{\mathrm{intra}}$, $\mu$ | the same, over two views of an image, and of a caption; $\mu = 0.25$ | `losses.intra_modal`, `intra` |
 #
 # Judging 12,000 pairs must take seconds. So images are compared at three quarters of their side, with their places
