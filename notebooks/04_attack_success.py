@@ -121,7 +121,7 @@ Markdown(records.table(runs.values()))
 # - What the abstract says, `otcclip`, weakens both attacks here and stops neither. With ours, `otcclip-plus`, no
 #   targeted image is hit, and few triggered images follow the patch. There are four times as many of them in this set
 #   as the attack needs.
-# - The table shows the cost: more seconds per epoch (and 12 epochs instead of 8); a weaker probe on digits.
+# - The table shows the cost: more seconds per epoch (and 12 epochs instead of 8), and a little accuracy.
 # - Not to call an image what the attacker wants is not to call it what it shows. Many triggered images are still
 #   misread. Much of this is occlusion by the patch: a model that never saw poison misreads 37 to 73 % of them and calls
 #   0.1 % the target (chapter 5, three seeds).

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from otclib import metrics
-from otclib.defenses import look
+from otclib.defenses import DEFENSES, look
 from otclib.experiments.records import (
     beside,
     difference,
@@ -78,10 +78,12 @@ def kinds(records: list[dict]) -> list[str]:
 
 
 def headline(records: list[dict], dataset: str = "emoji-scenes") -> str:
-    """Return the README's Markdown table: what several attacks in one set got, and what a defence cost."""
+    """Return the README's Markdown table: what several attacks in one set got from today's systems, and the cost."""
     here = select(records, dataset=dataset)
     attacks = [f"attack_success_rate/{kind}" for kind in kinds(here) if kind != "targeted"]
-    columns = {look(defense).label: select(here, defense=defense) for defense in order(here, "defense")}
+    columns = {
+        look(defense).label: select(here, defense=defense) for defense in order(here, "defense") if defense in DEFENSES
+    }
     return metric_table(columns, [*attacks, "targets_hit", *HEADLINE])
 
 
