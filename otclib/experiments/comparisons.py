@@ -126,14 +126,15 @@ def differences_table(records: list[dict], defense: str, other: str, keys: Seque
 
 def controls_table(records: list[dict], full: str = "full") -> str:
     """Return Markdown tables of the variants on each data set, and of their differences to the variant ``full``."""
-    found, parts = [metrics.of(key) for key in CONTROLS], []
+    keys = [*CONTROLS, *(key for key in records[0] if key.startswith("attack_success_rate/"))]
+    found, parts = [metrics.of(key) for key in keys], []
     for dataset in order(records, "dataset"):
         here, rows = select(records, dataset=dataset), {}
         for variant in order(here, "variant"):
             pairs = beside(here, {"variant": full}, variant=variant)
             if pairs and variant != full:
                 rows[variant] = [len(pairs), *(difference(metric, pairs) for metric in found)]
-        parts += [f"## {dataset}", f"Planted: {planted(here)}.", variants_table(here, CONTROLS)]
+        parts += [f"## {dataset}", f"Planted: {planted(here)}.", variants_table(here, keys)]
         if rows:
             said = (
                 f"Minus *{full}*, on the same seeds: mean difference, and its 95 % interval by Student's t (shares in "
