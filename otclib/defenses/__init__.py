@@ -35,11 +35,12 @@ DEFENSES: dict[str, type[Defense]] = {
     "otcclip-plus": OTCClipPlus,
 }
 
-# in records of earlier code: the abstract's parts with a robust loss and strong views in the warm-up, and OTCCLIP plus
-# with a warm-up on sharp images, judged blurred, as a whole and in part
+# in records of earlier code: the abstract's parts with a robust loss and strong views in the warm-up; OTCCLIP plus with
+# a warm-up on sharp images, judged blurred, as a whole and in part; and today's with OTCCLIP's inter-modal loss
 BEFORE = {
     "earlier OTCCLIP": Look("OTCCLIP, earlier code", "#999999", "D"),
     "earlier otcclip-plus": Look("OTCCLIP plus, earlier code", "#9A8FCC", "p"),
+    "otcclip-plus, inter 0.5": Look("OTCCLIP plus, inter 0.5", "#CC79A7", "d"),
 }
 
 

@@ -71,7 +71,7 @@ class OTCClipPlus(Alignment):
     """OTCCLIP's transport with our judgement; a comment beside each option says what it does."""
 
     epochs: int = 12
-    inter: float = 0.0  # 0.5, as OTCCLIP has, keeps label-consistent poison out, and costs accuracy and transfer
+    inter: float = 0.0  # 0.5, as OTCCLIP has, keeps most label-consistent poison out, and costs accuracy
     warmup: int = 2  # epochs before the first judgement, at least
     ready: float = 0.065  # it comes when half of the pairs have a smaller share of the pool as rivals, or half-way
     pool: int = 128  # pairs that every pair is compared with; drawn afresh for every judgement
